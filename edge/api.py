@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol
 
 import orjson
@@ -144,7 +145,7 @@ class Component:
 
     kind: ClassVar[str]
     type: ClassVar[str]
-    options: Any = {}
+    options: Mapping[Any, Any] = MappingProxyType({})
 
     def __init__(self, id: str, options: Mapping[str, Any]) -> None:
         self.id = id
@@ -178,7 +179,7 @@ class Sink(Component):
     """
 
     kind = "sink"
-    defaults: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
 
 class ComponentRegistry(Protocol):

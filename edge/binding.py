@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pluggy
 
@@ -18,8 +18,8 @@ from edge.api import Batch, Component, Context, EdgeError, Event, Filter
 from edge.config.model import ComponentConfig, Condition, GatewayConfig, SinkConfig
 from edge.registry import HOOK_OF_KIND, Registry
 
-Enrich = Callable[[Event, Context], Mapping[str, Any] | None]
-Decide = Callable[[Event, Context], str | None]
+Deliver = Callable[[Batch], Awaitable[Mapping[int, EdgeError] | None]]
+OpenOrClose = Callable[[], Awaitable[None]]
 
 FORBIDDEN_OPTIONS = ("wrapper", "hookwrapper", "tryfirst", "trylast", "optionalhook")
 ASYNC_HOOKS = ("edge_open", "edge_deliver", "edge_close")
@@ -56,9 +56,9 @@ class BoundSink:
     id: str
     type: str
     when: Condition | None
-    open: Callable[[], Awaitable[None]]
-    deliver: Callable[[Batch], Awaitable[Mapping[int, EdgeError] | None]]
-    close: Callable[[], Awaitable[None]]
+    open: OpenOrClose
+    deliver: Deliver
+    close: OpenOrClose
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Lifecycle:
     """What an enricher or filter has beside its step: opening, closing."""
 
     id: str
-    open: Callable[[], Awaitable[None]]
-    close: Callable[[], Awaitable[None]]
+    open: OpenOrClose
+    close: OpenOrClose
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +155,14 @@ class _Binder:
             type=config.type,
             when=config.when,
             open=self.coroutine(config, "edge_open"),
-            deliver=implementation.function,
+            deliver=cast("Deliver", implementation.function),
             close=self.coroutine(config, "edge_close"),
         )
 
-    def coroutine(self, config: ComponentConfig, hook: str) -> Callable[[], Awaitable[None]]:
+    def coroutine(self, config: ComponentConfig, hook: str) -> OpenOrClose:
         """Return the component's `edge_open` or `edge_close`, or one that does nothing."""
         implementation = self._implementation(config, hook)
-        return _nothing if implementation is None else implementation.function
+        return _nothing if implementation is None else cast("OpenOrClose", implementation.function)
 
     def _implementation(self, config: ComponentConfig, hook: str) -> pluggy.HookImpl | None:
         """Return the component's one implementation of a hook, refusing what the gateway would not honour."""

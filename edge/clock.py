@@ -24,10 +24,13 @@ class SystemClock:
     """The machine's clocks and the event loop's timer."""
 
     def monotonic(self) -> float:
+        """Return `time.monotonic`."""
         return time.monotonic()
 
     def time(self) -> float:
+        """Return `time.time`."""
         return time.time()
 
     async def sleep(self, secs: float) -> None:
+        """Wait on the running event loop."""
         await asyncio.sleep(secs)

@@ -22,7 +22,7 @@ def edge_register_components(registry: ComponentRegistry) -> None:
 
 
 @hookspec
-def edge_enrich(event: Event, context: Context) -> Mapping[str, Any] | None:  # type: ignore[empty-body]
+def edge_enrich(event: Event, context: Context) -> Mapping[str, Any] | None:
     """Return the fields to set on the event (a value `REMOVE` deletes one), or None to leave it as it is.
 
     Called for every valid event, in the order of YAML, synchronously: reads memory only. The event is not to be
@@ -42,8 +42,8 @@ def edge_filter(event: Event, context: Context) -> str | None:
 async def edge_open() -> None:
     """Get ready: open the connection, the file, the table. Called before the first batch and after a failure.
 
-    May be called again when it raises, or when the connection was lost. Raising keeps a sink closed and is retried with backoff;
-    an enricher or a filter that raises stops the start (or the reload, which keeps the old configuration).
+    Called again after it raised, and after the connection was lost. A sink that raises stays closed and is tried again
+    with backoff; an enricher or a filter that raises stops the start (or the reload: the old configuration goes on).
     """
 
 
@@ -59,4 +59,4 @@ async def edge_deliver(batch: Batch) -> Mapping[int, RetryableError | PermanentE
 
 @hookspec
 async def edge_close() -> None:
-    """Let go of what `edge_open` took. Called once at drain or when a reload removes the component, even if opening failed."""
+    """Let go of what `edge_open` took. Called once, at drain or after a reload, even if opening failed."""

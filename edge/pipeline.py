@@ -87,46 +87,31 @@ class Pipeline:
         return self._walk(event, context, _call)
 
     def explain(self, event: Event, context: Context) -> Explanation:
-        """Run the same steps and write down what each did."""
+        """Run the same steps one by one and write down what each did; counts nothing."""
         traces: list[StepTrace] = []
-        verdict = self._walk(event, context, _call, traces)
+        verdict = Verdict(Outcome.ACCEPTED, "", event)
+        for step in self._steps:
+            errors = _ErrorCollector()
+            before = verdict.event
+            verdict = Pipeline([step], errors).run(before, context)
+            traces.append(_trace(step, before, verdict, errors.last))
+            if verdict.outcome is not Outcome.ACCEPTED:
+                break
         return Explanation(traces, verdict)
 
-    def _walk(
-        self,
-        event: Event,
-        context: Context,
-        call: Callable[[Step, Event, Context], Any],
-        traces: list[StepTrace] | None = None,
-    ) -> Verdict:
+    def _walk(self, event: Event, context: Context, call: Callable[[Step, Event, Context], Any]) -> Verdict:
         for step in self._steps:
-            trace = None
-            if traces is not None:
-                trace = StepTrace(step.id, step.type, step.kind, "not asked")
-                traces.append(trace)
             try:
                 if step.when is not None and not step.when(event):
                     continue
                 result = call(step, event, context)
+                if result is None:
+                    continue
                 if step.kind == "filter":
-                    if trace is not None:
-                        trace.did = "kept"
-                    if result is not None:
-                        reason = _counted_reason(step, result)
-                        if trace is not None:
-                            trace.did, trace.reason = "dropped", reason
-                        return Verdict(Outcome.FILTERED, reason, event)
-                elif result:
-                    changed = _apply(event, result)
-                    if trace is not None:
-                        _note_changes(trace, event, result)
-                    event = changed
-                elif trace is not None:
-                    trace.did = "nothing"
+                    return Verdict(Outcome.FILTERED, _counted_reason(step, result), event)
+                event = _apply(event, result)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's mistake stays the plugin's
                 self._observer.component_failed(step, error)
-                if trace is not None:
-                    trace.did, trace.error = "error", f"{type(error).__name__}: {error}"
                 if step.on_error == "reject":
                     return Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
         return Verdict(Outcome.ACCEPTED, "", event)
@@ -166,7 +151,34 @@ def _apply(event: Event, changes: Mapping[str, Any]) -> Event:
     return changed
 
 
-def _note_changes(trace: StepTrace, before: Event, changes: Mapping[str, Any]) -> None:
-    trace.did = "set"
-    trace.fields_set = {name: value for name, value in changes.items() if value is not REMOVE}
-    trace.fields_removed = [name for name, value in changes.items() if value is REMOVE and name in before]
+class _ErrorCollector:
+    """Keeps the error of the one step that `Pipeline.explain` runs at a time."""
+
+    def __init__(self) -> None:
+        self.last: BaseException | None = None
+
+    def component_timed(self, step: Step, duration_secs: float) -> None:
+        """Durations are not explained."""
+
+    def component_failed(self, step: Step, error: BaseException) -> None:
+        """Keep the error."""
+        self.last = error
+
+
+def _trace(step: Step, before: Event, verdict: Verdict, error: BaseException | None) -> StepTrace:
+    """Return what one step did, seen from outside: the event before it, and the verdict and the event after it."""
+    trace = StepTrace(step.id, step.type, step.kind, "kept" if step.kind == "filter" else "nothing")
+    after = verdict.event
+    if error is not None:
+        trace.did, trace.error = "error", f"{type(error).__name__}: {error}"
+    elif verdict.outcome is Outcome.FILTERED:
+        trace.did, trace.reason = "dropped", verdict.reason
+    elif step.when is not None and not step.when(before):
+        trace.did = "not asked"
+    elif after is not before:
+        trace.did = "set"
+        trace.fields_set = {
+            name: value for name, value in after.items() if name not in before or before[name] is not value
+        }
+        trace.fields_removed = [name for name in before if name not in after]
+    return trace

@@ -38,7 +38,7 @@ class Registry:
         name = component.__qualname__
         kind = getattr(component, "kind", None)
         base = BASES.get(kind) if isinstance(kind, str) else None
-        if base is None or not (isinstance(component, type) and issubclass(component, base)):
+        if base is None or not issubclass(component, base):
             raise PluginError(f"{name} must be a subclass of Enricher, Filter or Sink")
         type_name = getattr(component, "type", None)
         if not isinstance(type_name, str) or TYPE_NAME.fullmatch(type_name) is None:

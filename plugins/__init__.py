@@ -1,0 +1,1 @@
+"""The components that come with the gateway. They know it through `edge.api` alone, as any other plugin does."""

@@ -5,17 +5,18 @@ Durations are seconds, sizes bytes, as the names say. `docs/reference/options.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Condition = Callable[[Mapping[str, Any]], bool]
-"""A compiled `when:`: true when the event matches."""
+from edge.conditions import Condition as Condition  # noqa: PLC0414 - part of the model, exported from here as well
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """What one request, connection or event may use; past a limit the contract's answer is given."""
+
     body_bytes: int
     decompressed_bytes: int
     decompressed_ratio: int
@@ -33,12 +34,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
+    """Certificate and key of the ingest listeners, as PEM files."""
+
     cert_file: Path
     key_file: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
+    """The ingest listeners."""
+
     listen: tuple[str, ...]
     """`host:port`, `[v6]:port` or `unix:/path`."""
     http: Literal["tornado"]
@@ -54,6 +59,8 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Admin:
+    """The admin listeners."""
+
     listen: tuple[str, ...]
     token: str
     """Empty: no token is asked for (loopback and unix sockets only)."""
@@ -61,12 +68,16 @@ class Admin:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
+    """The quota of one key."""
+
     events_per_sec: float
     burst_events: int
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
+    """One API key."""
+
     id: str
     key_sha256: str
     """Lower-case hex SHA-256 of the key; the key itself is not kept."""
@@ -79,18 +90,24 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Auth:
+    """Who may post events."""
+
     mode: Literal["keys", "none"]
     keys: tuple[Key, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class EventSchema:
+    """What a site decides about the event schema."""
+
     unknown_fields: Literal["reject", "keep", "drop"]
     required: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spool:
+    """Where accepted events lie until every sink has had them."""
+
     path: Path
     durability: Literal["disk", "os", "memory"]
     segment_bytes: int
@@ -100,6 +117,8 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
+    """Where events lie that were given up on; one log for each sink."""
+
     path: Path
     segment_bytes: int
     max_bytes: int
@@ -124,6 +143,8 @@ class ComponentConfig:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
+    """When a sink's batch is full: whichever of the three comes first."""
+
     max_events: int
     max_bytes: int
     max_age_secs: float
@@ -131,6 +152,8 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class RetryOptions:
+    """How long a sink waits between attempts."""
+
     initial_secs: float
     max_secs: float
     give_up_secs: float | None
@@ -139,6 +162,8 @@ class RetryOptions:
 
 @dataclass(frozen=True, slots=True)
 class SinkConfig:
+    """One sink: its component and what the gateway does around it."""
+
     component: ComponentConfig
     batch: BatchOptions
     retry: RetryOptions
@@ -149,17 +174,22 @@ class SinkConfig:
 
     @property
     def id(self) -> str:
+        """The operator's name for the sink."""
         return self.component.id
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
+    """The gateway's own log."""
+
     level: Literal["debug", "info", "warning", "error"]
     format: Literal["auto", "json", "text"]
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
+    """The whole configuration."""
+
     source: Path
     server: Server
     admin: Admin
@@ -170,3 +200,5 @@ class GatewayConfig:
     pipeline: tuple[ComponentConfig, ...]
     sinks: tuple[SinkConfig, ...]
     log: Log
+    warnings: tuple[str, ...] = ()
+    """Sentences for the operator, each with ``file:line``: what works but should not stay as it is."""

@@ -1,0 +1,1 @@
+"""Enrichers: add, replace or remove fields of an event before it is stored."""

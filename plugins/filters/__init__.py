@@ -1,0 +1,1 @@
+"""Filters: decide to drop events before they are stored."""

@@ -1,0 +1,1 @@
+"""Sinks: take batches to a target."""

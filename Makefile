@@ -1,0 +1,56 @@
+# make run      install and start the gateway on config/edge.yaml
+# make test     install what the tests need and run them
+# make faults   the attack suite: kills, full disks, broken input
+# make bench    measure requests per second and CPU time per event
+# make check    format, lint, types, generated docs (what CI runs before the tests)
+# make docs     write the generated pages of docs/reference anew
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run install install-dev test faults bench check docs clean
+
+run: install
+	@$(BIN)/edge run
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+	@echo "installing edge-gateway into $(VENV) (once; takes about half a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
+	@echo "installing edge-gateway and what its tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+faults: install-dev
+	$(BIN)/python -m pytest tests/faults -v
+
+bench: install-dev
+	$(BIN)/python bench/run.py
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/mypy
+
+docs: install-dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,115 @@
+"""Keeps the books of one gateway in its metrics: what the rooms tell on one side, Prometheus on the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from edge.binding import Step
+from edge.metrics import Metrics
+from edge.outcomes import AttemptResult, Outcome, SinkOutcome
+
+log = structlog.get_logger(__name__)
+
+SLOW_STEP_SECS = 0.05
+"""A component that takes longer holds up every sender; said once per component."""
+
+
+class _Children:
+    """Children of labelled metrics, bound once and kept: `.labels()` costs four times the increment."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._bound: dict[tuple[Any, ...], Any] = {}
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric, *labels)
+        child = self._bound.get(key)
+        if child is None:
+            child = self._bound[key] = metric.labels(*labels)
+        return child
+
+
+class Books(_Children):
+    """Observer of door, pipeline and spool."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(metrics)
+        self._slow: set[str] = set()
+        self._failing: set[tuple[str, str]] = set()
+        self.delivery = DeliveryBooks(metrics)
+
+    def received(self, key_id: str, n_events: int) -> None:
+        """The door: events arrived."""
+        self._child(self._metrics.events_received, key_id).inc(n_events)
+        self._child(self._metrics.key_last_used_timestamp_seconds, key_id).set_to_current_time()
+
+    def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
+        """The door: events have an outcome."""
+        self._child(self._metrics.events_outcome, str(outcome), reason).inc(n_events)
+
+    def component_timed(self, step: Step, duration_secs: float) -> None:
+        """The pipeline: one call took so long."""
+        self._child(self._metrics.component_duration_seconds, step.id, step.kind).observe(duration_secs)
+        if duration_secs > SLOW_STEP_SECS and step.id not in self._slow:
+            self._slow.add(step.id)
+            log.warning(
+                "a component is slow: every sender waits for it", component=step.id, duration_secs=duration_secs
+            )
+
+    def component_failed(self, step: Step, error: BaseException) -> None:
+        """The pipeline: one call failed. Counted each time, logged once for each kind of error."""
+        self._child(self._metrics.component_errors, step.id, step.kind).inc()
+        key = (step.id, type(error).__name__)
+        if key not in self._failing:
+            self._failing.add(key)
+            log.warning(
+                "a component fails; further errors of this kind are only counted",
+                component=step.id,
+                on_error=step.on_error,
+                exc_info=error,
+            )
+
+    def commit(self, duration_secs: float, n_events: int) -> None:
+        """The spool: one group commit. Called in the writer's thread."""
+        self._metrics.spool_commit_duration_seconds.observe(duration_secs)
+        self._metrics.spool_commit_events.observe(n_events)
+
+    def corrupt(self, n_bytes: int) -> None:
+        """The spool: bytes failed their checksum. May be called in any thread."""
+        self._metrics.spool_corrupt_bytes.inc(n_bytes)
+
+    def lost(self, n_frames: int) -> None:
+        """The spool: frames are missing. May be called in any thread."""
+        self._metrics.spool_lost_frames.inc(n_frames)
+
+    def loop_lag(self, lag_secs: float) -> None:
+        """The event loop ran a timer so late."""
+        self._metrics.event_loop_lag_seconds.observe(lag_secs)
+
+    def loaded(self, at: float) -> None:
+        """A configuration was loaded at this time (seconds since the epoch)."""
+        self._metrics.config_last_reload_successful.set(1)
+        self._metrics.config_last_reload_success_timestamp_seconds.set(at)
+
+    def reload_failed(self) -> None:
+        """A reload failed; the old configuration goes on."""
+        self._metrics.config_last_reload_successful.set(0)
+
+
+class DeliveryBooks(_Children):
+    """Observer of the sinks' workers."""
+
+    def attempt(self, sink: str, result: AttemptResult, duration_secs: float) -> None:
+        """Delivery: one attempt ended."""
+        self._child(self._metrics.sink_attempts, sink, str(result)).inc()
+        self._child(self._metrics.sink_delivery_duration_seconds, sink).observe(duration_secs)
+
+    def settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
+        """Delivery: events have their outcome at a sink."""
+        self._child(self._metrics.sink_events, sink, str(outcome)).inc(n_events)
+
+    def batch(self, sink: str, n_events: int) -> None:
+        """Delivery: a batch is handed to a sink."""
+        self._child(self._metrics.sink_batch_events, sink).observe(n_events)

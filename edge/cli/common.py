@@ -1,0 +1,89 @@
+"""What commands share: exit codes, the `--config` option, loading with problems on stderr."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+from edge.logs import escape
+
+if TYPE_CHECKING:
+    from edge.config.model import GatewayConfig
+    from edge.registry import Registry
+
+OK: Final = 0
+NEGATIVE: Final = 1
+"""A finding: damage, an invalid event, nothing that matched, or an operation that did not succeed."""
+CONFIG: Final = 78
+"""The configuration or a plugin is wrong (EX_CONFIG of sysexits.h): starting again will not help."""
+
+DEFAULT_CONFIG: Final = Path("config/edge.yaml")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+config_option = click.option(
+    "--config",
+    "-c",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    envvar="EDGE_CONFIG",
+    show_default=str(DEFAULT_CONFIG),
+    show_envvar=True,
+    metavar="PATH",
+    help="The configuration file.",
+)
+
+
+def fail(message: str, code: int = NEGATIVE) -> NoReturn:
+    """Print one line on stderr and leave with `code`."""
+    click.echo(f"edge: {escape(message, keep_lines=True)}", err=True)
+    raise SystemExit(code)
+
+
+def load_registry() -> Registry:
+    """Return the installed components; leaves with 78 when a plugin cannot be loaded."""
+    from edge.registry import PluginError
+    from edge.registry import load_registry as load
+
+    try:
+        return load()
+    except PluginError as error:
+        fail(str(error), CONFIG)
+
+
+def load_config(path: Path, registry: Registry) -> GatewayConfig:
+    """Return the checked configuration; leaves with 78 and one line for each problem on stderr."""
+    from edge.config import ConfigError, load
+
+    try:
+        return load(path, registry, os.environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(escape(str(problem)), err=True)
+        if not path.exists():
+            click.echo(f"edge: `edge init {path}` writes a configuration to start from", err=True)
+        raise SystemExit(CONFIG) from None
+
+
+class OrderedGroup(click.Group):
+    """A group that lists its commands in the order they were added, and turns known errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of `add_command`."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what the gateway raises on purpose is told without a traceback."""
+        from edge.api import EdgeError
+
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            fail(str(error) or type(error).__name__)
+        except PermissionError as error:
+            fail(f"{error.filename}: {error.strerror}; run this as the user that runs the gateway")

@@ -1,0 +1,111 @@
+"""A stretch of the spool that a sink works on: the events of one batch, what lay between them, and what became of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from edge.api import Batch, EventMetadata
+from edge.event import FrameMeta
+
+PENDING, DELIVERED, DEAD = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a cursor may move and what it passes on the way."""
+
+    position: int
+    delivered: int
+    dead_lettered: int
+    skipped: int
+    lost: int
+
+
+@dataclass(slots=True)
+class Window:
+    """The events of one batch in the order of the spool, and the positions ``[start, end)`` they were taken from."""
+
+    start: int
+    end: int
+    seqs: list[int]
+    lines: list[bytes]
+    metas: list[FrameMeta]
+    """The stored metadata of each event's frame; shared between the events of a frame."""
+    metadata: list[EventMetadata]
+    gaps: list[tuple[int, int]]
+    """``(position after it, events)`` of each stretch that the spool could not give back."""
+    outcomes: bytearray = field(init=False)
+    _taken: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcomes = bytearray(len(self.lines))
+        self._taken = Progress(self.start, 0, 0, 0, 0)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def settle(self, indices: Sequence[int], outcome: int) -> None:
+        """Note what became of some events."""
+        if len(indices) == len(self.lines):
+            self.outcomes[:] = bytes([outcome]) * len(indices)
+            return
+        for index in indices:
+            self.outcomes[index] = outcome
+
+    def advance(self) -> Progress | None:
+        """Return the progress since the last call: over every event before the first pending one. None when none."""
+        done = self.outcomes.find(PENDING)
+        if done < 0:
+            done, position = len(self.lines), self.end
+        else:
+            # What lies between two events is passed together with the event before it.
+            position = self.seqs[done]
+        if position <= self._taken.position:
+            return None
+        lost = sum(n for at, n in self.gaps if at <= position)
+        total = Progress(
+            position,
+            self.outcomes.count(DELIVERED, 0, done),
+            self.outcomes.count(DEAD, 0, done),
+            position - self.start - done - lost,
+            lost,
+        )
+        last, self._taken = self._taken, total
+        return Progress(
+            position,
+            total.delivered - last.delivered,
+            total.dead_lettered - last.dead_lettered,
+            total.skipped - last.skipped,
+            total.lost - last.lost,
+        )
+
+    def first_pending(self) -> int | None:
+        """Return the index of the first event without an outcome."""
+        index = self.outcomes.find(PENDING)
+        return index if index >= 0 else None
+
+    def batch(self, shard: str, indices: Sequence[int]) -> Batch:
+        """Return some of the events as a batch; the same events give the same id, other events another one."""
+        if len(indices) == len(self.lines):
+            return Batch(batch_id(shard, self.seqs), tuple(self.lines), tuple(self.metadata))
+        return Batch(
+            batch_id(shard, [self.seqs[index] for index in indices]),
+            tuple(self.lines[index] for index in indices),
+            tuple(self.metadata[index] for index in indices),
+        )
+
+
+def batch_id(shard: str, seqs: Sequence[int]) -> str:
+    """Return ``shard-first-last``; events that are not neighbours add a digest of their positions.
+
+    A target that refuses a repeated id would otherwise refuse events it never had: a batch whose first and last event
+    are those of an earlier one, but which leaves out others.
+    """
+    first, last = seqs[0], seqs[-1]
+    if last - first + 1 == len(seqs):
+        return f"{shard}-{first}-{last}"
+    digest = blake2b(array("Q", seqs).tobytes(), digest_size=8).hexdigest()
+    return f"{shard}-{first}-{last}-{digest}"

@@ -1,0 +1,213 @@
+"""The door: takes decoded events, judges each, stores the good ones, and keeps the books of what became of them.
+
+It knows neither HTTP nor sinks. Every event that comes in leaves with exactly one `Outcome`; `unaccounted` is the
+difference and must be 0 at all times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+import structlog
+
+from edge.api import Context, Event
+from edge.event import frame_meta, pack
+from edge.outcomes import Outcome
+from edge.pipeline import Pipeline, Verdict
+from edge.spool.errors import (
+    SpoolBackpressureError,
+    SpoolClosedError,
+    SpoolFailedError,
+    SpoolFullError,
+    SpoolUnknownError,
+)
+from edge.validation import Detail, EventValidator
+
+log = structlog.get_logger(__name__)
+
+SLICE_EVENTS = 64
+"""A large batch gives the event loop back after so many events: other senders wait a few milliseconds, not hundreds."""
+
+BUSY_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (SpoolBackpressureError, "busy.backpressure"),
+    (SpoolFullError, "busy.full"),
+    (SpoolFailedError, "busy.full"),
+    (SpoolClosedError, "busy.draining"),
+    (SpoolUnknownError, "busy.unknown"),
+)
+
+
+class Store(Protocol):
+    """Where accepted events go: the spool, as far as the door knows it."""
+
+    def append(self, payload: bytes, n_events: int = 1) -> asyncio.Future[int]:
+        """Take a frame; the future resolves once it is durable."""
+
+
+class BooksObserver(Protocol):
+    """What the door tells about events, once for each request."""
+
+    def received(self, key_id: str, n_events: int) -> None:
+        """So many events arrived."""
+
+    def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
+        """So many events have this outcome, for this reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What events are judged by. One object, swapped whole by a reload; a request keeps the plan it began with."""
+
+    validator: EventValidator
+    pipeline: Pipeline
+    event_bytes: int
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One event of a request on its way through the door."""
+
+    value: object
+    mistake: Detail | None = None
+    """What the decoder found wrong with it (not JSON, nested too deep); the schema is then not asked."""
+    size_bytes: int = 0
+    """Length of its JSON as far as the decoder knows it; 0: to be measured."""
+
+
+@dataclass(slots=True)
+class Judged:
+    """One event and what became of it."""
+
+    outcome: Outcome
+    reason: str = ""
+    event: Event | None = None
+    event_id: str | None = None
+    details: Sequence[Detail] = ()
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a request's events."""
+
+    judged: list[Judged]
+    busy: str = ""
+    """A ``busy.*`` code when what could have been accepted was not stored (busy.unknown: may be stored)."""
+    counts: Counter[Outcome] = field(default_factory=Counter)
+
+
+class Door:
+    """Judges and stores the events of requests."""
+
+    def __init__(self, plan: Plan, store: Store, books: BooksObserver) -> None:
+        self.plan = plan
+        self._store = store
+        self._books = books
+        self._received = 0
+        self._settled = 0
+        self._in_flight = 0
+
+    @property
+    def unaccounted(self) -> int:
+        """Events that were received and are neither settled nor in flight. Anything but 0 is a bug."""
+        return self._received - self._settled - self._in_flight
+
+    async def take(self, candidates: Sequence[Candidate], context: Context, sent_at: str = "") -> Result:
+        """Judge every event of one request and store the accepted ones as one frame, durably before returning.
+
+        One request is one frame: all its accepted events are stored, or none is. Never raises for what a sender sent
+        or for what the disk answers.
+        """
+        n_events = len(candidates)
+        self._received += n_events
+        self._in_flight += n_events
+        self._books.received(context.key_id, n_events)
+        try:
+            result = await self._judge_and_store(candidates, context, sent_at)
+            self._settle(result.judged, result.counts)
+            return result
+        finally:
+            self._in_flight -= n_events
+
+    def refuse(self, n_events: int, context: Context, reason: str) -> None:
+        """Count events that were received and refused unseen (the key's quota is used up)."""
+        self._received += n_events
+        self._books.received(context.key_id, n_events)
+        self._settled += n_events
+        self._books.settled(Outcome.REJECTED, reason, n_events)
+
+    def invalid(self, context: Context, reason: str) -> None:
+        """Count a body that could not be read as events: one event received, one invalid."""
+        self._received += 1
+        self._books.received(context.key_id, 1)
+        self._settled += 1
+        self._books.settled(Outcome.INVALID, reason, 1)
+
+    async def _judge_and_store(self, candidates: Sequence[Candidate], context: Context, sent_at: str) -> Result:
+        plan = self.plan
+        judged: list[Judged] = []
+        for index, candidate in enumerate(candidates):
+            if index % SLICE_EVENTS == SLICE_EVENTS - 1:
+                await asyncio.sleep(0)
+            judged.append(_judge(plan, candidate, context))
+        result = Result(judged)
+        accepted = [item for item in judged if item.outcome is Outcome.ACCEPTED]
+        if accepted:
+            result.busy = await self._commit(accepted, context, sent_at)
+            if result.busy:
+                for item in accepted:
+                    item.outcome, item.reason = Outcome.REJECTED, result.busy
+        return result
+
+    async def _commit(self, accepted: Sequence[Judged], context: Context, sent_at: str) -> str:
+        """Store the events and wait until they are durable; return a ``busy.*`` code if they are not."""
+        lines = [orjson.dumps(item.event) for item in accepted]
+        try:
+            await self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
+        except Exception as error:
+            for kind, code in BUSY_CODES:
+                if isinstance(error, kind):
+                    return code
+            # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
+            log.exception("storing events failed in a way the spool does not know")
+            return "busy.unknown"
+        return ""
+
+    def _settle(self, judged: Sequence[Judged], counts: Counter[Outcome]) -> None:
+        tally = Counter((item.outcome, item.reason) for item in judged)
+        for (outcome, reason), n_events in tally.items():
+            counts[outcome] += n_events
+            self._settled += n_events
+            self._books.settled(outcome, reason, n_events)
+
+
+def _judge(plan: Plan, candidate: Candidate, context: Context) -> Judged:
+    """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted."""
+    value = candidate.value
+    event_id = _event_id(value)
+    mistake = candidate.mistake or _too_large(candidate, plan.event_bytes)
+    if mistake is not None:
+        return Judged(Outcome.INVALID, mistake["code"], event_id=event_id, details=[mistake])
+    event, details = plan.validator.validate(value)
+    if event is None:
+        return Judged(Outcome.INVALID, details[0]["code"], event_id=event_id, details=details)
+    verdict: Verdict = plan.pipeline.run(event, context)
+    return Judged(verdict.outcome, verdict.reason, verdict.event, event_id)
+
+
+def _too_large(candidate: Candidate, limit: int) -> Detail | None:
+    if candidate.size_bytes and candidate.size_bytes <= limit:
+        return None
+    if len(orjson.dumps(candidate.value)) <= limit:
+        return None
+    return Detail(field="event", message=f"must be at most {limit} bytes", code="limit.event")
+
+
+def _event_id(value: object) -> str | None:
+    """Return the id a sender can recognise its event by, if there is a usable one."""
+    event_id = value.get("event_id") if isinstance(value, dict) else None
+    return event_id[:256] if isinstance(event_id, str) else None

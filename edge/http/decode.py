@@ -1,0 +1,95 @@
+"""From the bytes of a body to candidate events: JSON, a batch in one of three shapes, structure limits.
+
+A mistake that spoils the whole body is a `BodyError`; one that spoils a single event travels with that event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edge.config.model import Limits
+from edge.door import Candidate
+from edge.http.bodies import BodyError, split_ndjson
+from edge.validation import Detail, check_structure, check_structures, echo_name, is_datetime, parse_json
+
+ENVELOPE_FIELDS = ("events", "sent_at")
+
+
+@dataclass(slots=True)
+class Decoded:
+    """The events of one body."""
+
+    candidates: list[Candidate]
+    sent_at: str = ""
+    details: list[Detail] = field(default_factory=list)
+    """Mistakes of the envelope; when there are any, there are no candidates."""
+
+
+def decode_event(raw: bytes, limits: Limits) -> Candidate:
+    """Return the one event of a body of `POST /ingest`, with what is wrong with it as JSON."""
+    value, mistake = parse_json(raw)
+    if mistake is None:
+        mistake = check_structure(raw, value, limits.depth)
+    return Candidate(value, mistake, len(raw))
+
+
+def decode_batch(raw: bytes, media_type: str, limits: Limits) -> Decoded:
+    """Return the events of a body of `POST /ingest/batch`.
+
+    `BodyError` when there are too many of them; mistakes of the body itself come back as `details`.
+    """
+    if media_type == "ndjson":
+        lines = split_ndjson(raw)
+        decoded = Decoded([] if len(lines) > limits.batch_events else [decode_event(line, limits) for line in lines])
+        n_events = len(lines)
+    else:
+        decoded = _decode_json(raw, limits)
+        n_events = len(decoded.candidates)
+    if n_events > limits.batch_events:
+        message = f"must have at most {limits.batch_events} events"
+        raise BodyError(413, "limit.batch", "events", message)
+    if not n_events and not decoded.details:
+        decoded.details.append(Detail(field="events", message="must not be empty", code="validation.length"))
+    return decoded
+
+
+def _decode_json(raw: bytes, limits: Limits) -> Decoded:
+    value, mistake = parse_json(raw)
+    if mistake is not None:
+        return Decoded([], details=[mistake])
+    sent_at = ""
+    events: object = value
+    if isinstance(value, dict):
+        details = _envelope_mistakes(value)
+        if details:
+            return Decoded([], details=details)
+        events, sent_at = value["events"], value.get("sent_at") or ""
+    if not isinstance(events, list):
+        message = 'must be an array of events or {"events": [...]}'
+        return Decoded([], details=[Detail(field="body", message=message, code="validation.type")])
+    if len(events) > limits.batch_events:
+        return Decoded([Candidate(None)] * len(events))
+    mistakes = check_structures(raw, events, limits.depth)
+    small = len(raw) if len(raw) <= limits.event_bytes else 0
+    candidates = [Candidate(event, mistake, small) for event, mistake in zip(events, mistakes, strict=True)]
+    return Decoded(candidates, sent_at)
+
+
+def _envelope_mistakes(envelope: dict[str, object]) -> list[Detail]:
+    details: list[Detail] = []
+    if "events" not in envelope:
+        details.append(Detail(field="events", message="is required", code="validation.required"))
+    elif not isinstance(envelope["events"], list):
+        details.append(Detail(field="events", message="must be an array", code="validation.type"))
+    sent_at = envelope.get("sent_at")
+    if sent_at is not None and not isinstance(sent_at, str):
+        details.append(Detail(field="sent_at", message="must be a string", code="validation.type"))
+    elif isinstance(sent_at, str) and not is_datetime(sent_at):
+        details.append(Detail(field="sent_at", message="must be a valid ISO 8601 datetime", code="validation.format"))
+    unknown = [name for name in envelope if name not in ENVELOPE_FIELDS]
+    if unknown:
+        message = "is not a known field; a batch has events and sent_at"
+        details.extend(
+            Detail(field=echo_name(name), message=message, code="validation.unknown") for name in unknown[:1000]
+        )
+    return details

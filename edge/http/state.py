@@ -1,0 +1,93 @@
+"""What the handlers of one process share: the plan in use, the books, and who is being served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from edge.config.model import GatewayConfig, Limits
+from edge.gateway import Gateway
+from edge.http.auth import Authenticator
+from edge.http.origins import OriginPolicy
+from edge.http.proxies import TrustedProxies
+from edge.http.ratelimit import RateLimiter
+
+
+class Served(Protocol):
+    """A request being read or answered."""
+
+    body_clock: Any
+
+    def cut_off(self) -> None:
+        """Close its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPlan:
+    """What requests are judged by before their events are; replaced whole by a reload."""
+
+    limits: Limits
+    authenticator: Authenticator
+    origins: OriginPolicy
+    cors_enabled: bool
+    proxies: TrustedProxies
+    rate_limiter: RateLimiter
+
+
+def http_plan(config: GatewayConfig, gateway: Gateway) -> HttpPlan:
+    """Return the plan of a configuration. Buckets of keys whose limits did not change keep what they hold."""
+    origins = [*config.server.cors_allow_origins]
+    for key in config.auth.keys:
+        origins.extend(key.allow_origins)
+    limits = {key.id: key.rate_limit for key in config.auth.keys if key.rate_limit is not None}
+    return HttpPlan(
+        limits=config.server.limits,
+        authenticator=Authenticator(config.auth),
+        origins=OriginPolicy(origins),
+        cors_enabled=bool(origins),
+        proxies=TrustedProxies(config.server.trusted_proxies),
+        rate_limiter=RateLimiter(limits, gateway.clock),
+    )
+
+
+@dataclass(slots=True)
+class Site:
+    """The shared state behind the ingest routes."""
+
+    gateway: Gateway
+    plan: HttpPlan
+    tls: bool = False
+    closing: bool = False
+    """Draining has begun: what is not yet admitted is answered 503 `busy.draining`."""
+    body_bytes: int = 0
+    """Bytes of bodies held at this moment, all requests together."""
+    in_flight: set[Any] = field(default_factory=set)
+    _counters: dict[tuple[str, str, int], Any] = field(default_factory=dict)
+    _durations: dict[str, Any] = field(default_factory=dict)
+
+    def observe(self, route: str, method: str, status: int, duration_secs: float) -> None:
+        """Count one answer."""
+        key = (route, method, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self.gateway.metrics.http_requests.labels(route, method, str(status))
+            self._durations[route] = self.gateway.metrics.http_request_duration_seconds.labels(route)
+        counter.inc()
+        self._durations[route].observe(duration_secs)
+
+    def reload(self, config: GatewayConfig) -> None:
+        """Put the plan of a new configuration in place; requests in flight keep the one they began with."""
+        self.plan = http_plan(config, self.gateway)
+
+    def sweep(self) -> None:
+        """Cut off bodies that arrive too slowly. Called every second."""
+        now = monotonic()
+        slow: Sequence[Served] = [
+            handler
+            for handler in self.in_flight
+            if handler.body_clock is not None and handler.body_clock.too_slow(now, self.plan.limits.body_bytes_per_sec)
+        ]
+        for handler in slow:
+            handler.cut_off()

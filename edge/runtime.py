@@ -1,0 +1,216 @@
+"""One gateway process from start to exit: configuration, listeners, signals, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from edge import logs
+from edge.api import EdgeError
+from edge.binding import BindingError
+from edge.clock import SystemClock
+from edge.config import ConfigError, load
+from edge.config.model import GatewayConfig
+from edge.gateway import Gateway
+from edge.http.admin import AdminSite, admin_application
+from edge.http.app import ingest_application
+from edge.http.server import EdgeHTTPServer, addresses_of, admin_server, ingest_server, listen, wait_until_idle
+from edge.http.state import Site, http_plan
+from edge.metrics import Metrics
+from edge.registry import PluginError, Registry, load_registry
+
+log = structlog.get_logger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h."""
+
+SWEEP_EVERY_SECS = 1.0
+CLOSE_CONNECTIONS_SECS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A gateway that has begun to listen; what the banner shows."""
+
+    config: GatewayConfig
+    ingest: list[str]
+    admin: list[str]
+
+
+Announce = Callable[[Started], None]
+
+
+def run(config_path: Path, environ: Mapping[str, str], announce: Announce) -> int:
+    """Run a gateway until SIGTERM or SIGINT and return the exit code.
+
+    What is wrong with the configuration goes to stderr, one line for each mistake, and the code is 78; anything else
+    that keeps the gateway from starting is one line and code 1. SIGHUP reloads the configuration.
+    """
+    try:
+        registry = load_registry()
+        config = load(config_path, registry, environ)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return EXIT_CONFIG
+    except PluginError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    logs.configure(config.log.level, config.log.format)
+    # Whatever the gateway writes (spool, dead letters, files of sinks) is nobody else's business.
+    os.umask(0o077)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            return runner.run(Process(config, registry, environ).serve(announce))
+        except BindingError as error:
+            print(error, file=sys.stderr)
+            return EXIT_CONFIG
+        except (EdgeError, OSError) as error:
+            print(f"the gateway cannot start: {error}", file=sys.stderr)
+            return EXIT_FAILED
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class Process:
+    """The listeners around one gateway."""
+
+    def __init__(self, config: GatewayConfig, registry: Registry, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self._registry = registry
+        self._environ = environ
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.gateway: Gateway
+        self._site: Site
+        self._ingest: EdgeHTTPServer
+        self._admin: EdgeHTTPServer
+
+    async def serve(self, announce: Announce) -> int:
+        """Start, serve until a signal asks to stop, drain. Raises what keeps the gateway from starting."""
+        ingest_sockets, admin_sockets = self._bind()
+        try:
+            started = await self.start(ingest_sockets, admin_sockets)
+        except BaseException:
+            for sock in (*ingest_sockets, *admin_sockets):
+                sock.close()
+            raise
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._spawn_reload)
+        announce(started)
+        await self._stop.wait()
+        await self.drain()
+        return EXIT_OK
+
+    def _bind(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        ingest_sockets = listen(self.config.server.listen)
+        try:
+            return ingest_sockets, listen(self.config.admin.listen)
+        except BaseException:
+            for sock in ingest_sockets:
+                sock.close()
+            raise
+
+    async def start(self, ingest_sockets: list[socket.socket], admin_sockets: list[socket.socket]) -> Started:
+        """Start the gateway, then accept connections on these sockets."""
+        self.gateway = Gateway(self.config, self._registry, Metrics(CollectorRegistry()), SystemClock())
+        await self.gateway.start()
+        server = self.config.server
+        self._site = Site(self.gateway, http_plan(self.config, self.gateway), tls=server.tls is not None)
+        self._ingest = ingest_server(ingest_application(self._site), server.limits, server.tls)
+        self._admin = admin_server(admin_application(AdminSite(self.gateway, self.config.admin.token, self.reload)))
+        self.gateway.metrics.sources["edge_http_connections"] = lambda: [((), float(self._ingest.open_connections))]
+        self._ingest.add_sockets(ingest_sockets)
+        self._admin.add_sockets(admin_sockets)
+        self._spawn(self._sweep_loop())
+        started = Started(self.config, addresses_of(ingest_sockets), addresses_of(admin_sockets))
+        log.info("the gateway is listening", ingest=started.ingest, admin=started.admin, sinks=len(self.config.sinks))
+        return started
+
+    def stop(self) -> None:
+        """Begin to drain; called a second time, stop waiting for anything but the disk."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _spawn(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _spawn_reload(self) -> None:
+        self._spawn(self._reload_and_log())
+
+    async def _reload_and_log(self) -> None:
+        with suppress(EdgeError, OSError):
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Read the configuration file again and put it in place. Raises, and logs, what is wrong; the old one goes on."""
+        try:
+            config = await asyncio.to_thread(load, self.config.source, self._registry, self._environ)
+            await self.gateway.reload(config)
+        except ConfigError as error:
+            self.gateway.reload_failed()
+            for problem in error.problems:
+                log.error("the new configuration is wrong; the old one goes on", problem=str(problem))
+            raise
+        except Exception as error:
+            log.error("the new configuration cannot be used; the old one goes on", error=str(error))
+            if isinstance(error, EdgeError | OSError):
+                raise
+            raise EdgeError(f"{type(error).__name__}: {error}") from error
+        self.config = config
+        self._site.reload(config)
+        logs.configure(config.log.level, config.log.format)
+        log.info("the configuration was reloaded", sinks=len(config.sinks), components=len(config.pipeline))
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_SECS)
+            self._site.sweep()
+
+    async def drain(self) -> None:
+        """Finish what was accepted, then stop: not ready, last answers, last commit, sinks within the time-out."""
+        server = self.config.server
+        self.gateway.draining = True
+        log.info("draining", pre_stop_secs=server.pre_stop_secs, drain_timeout_secs=server.drain_timeout_secs)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(server.pre_stop_secs):
+                await self._hurry.wait()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (0 if self._hurry.is_set() else server.drain_timeout_secs)
+        self._site.closing = True
+        self._ingest.stop()
+        if not await wait_until_idle(self._site.in_flight, deadline - loop.time()):
+            log.warning("requests were still arriving when the drain time was up", requests=len(self._site.in_flight))
+        for task in self._tasks:
+            task.cancel()
+        await self.gateway.drain(max(0.0, deadline - loop.time()))
+        self._admin.stop()
+        for listener in (self._ingest, self._admin):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_CONNECTIONS_SECS):
+                    await listener.close_all_connections()
+        log.info("stopped", pending_events={item.id: item.pending_events for item in self.gateway.last_snapshots})

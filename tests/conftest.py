@@ -1,0 +1,215 @@
+"""Fixtures that every test may use: a whole gateway on real sockets, raw connections, and a watch on the logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tornado.httpclient import HTTPResponse
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+
+from edge import logs
+from edge.config import load
+from edge.http.server import listen
+from edge.registry import load_registry
+from edge.runtime import Process
+
+EXAMPLE_EVENT = {
+    "event_id": "evt_123456789",
+    "event_type": "click",
+    "event_name": "button_click",
+    "event_time": "2025-09-17T10:00:00Z",
+    "user_id": "usr_987654321",
+    "session_id": "sess_123456789",
+    "page_name": "checkout",
+    "element_id": "submit_button",
+    "device_type": "mobile",
+    "platform": "ios",
+    "app_version": "2.1.0",
+    "network_type": "wifi",
+}
+KEY = "test-key-0123456789"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    """Send structlog through the standard library, as the gateway does, so that caplog sees every line."""
+    logs.configure("debug", "json")
+
+
+@pytest.fixture
+def expect_log() -> list[str]:
+    """Patterns of WARNING or worse that the test means to cause: append them."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _no_unexpected_logs(caplog: pytest.LogCaptureFixture, expect_log: list[str]) -> Iterator[None]:
+    """Fail a test that logs a WARNING or worse it did not announce through `expect_log`."""
+    yield
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    lines = [
+        f"{record.levelname} {record.name}: {record.msg}" for record in records if record.levelno >= logging.WARNING
+    ]
+    unexpected = [line for line in lines if not any(re.search(pattern, line) for pattern in expect_log)]
+    assert not unexpected, f"unexpected log lines: {unexpected}"
+
+
+@pytest.fixture(scope="session")
+def registry() -> Any:
+    return load_registry()
+
+
+class Running:
+    """A gateway in this process, listening on loopback."""
+
+    def __init__(self, process: Process, ingest: list[str], admin: list[str]) -> None:
+        self.process = process
+        self.gateway = process.gateway
+        self.port = int(ingest[0].rpartition(":")[2])
+        self.admin_port = int(admin[0].rpartition(":")[2])
+        self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=200, max_body_size=64 << 20)
+
+    async def fetch(
+        self, method: str, path: str, body: Any = None, *, admin: bool = False, **options: Any
+    ) -> HTTPResponse:
+        """Send a request; a body that is not bytes goes as JSON, with the test's key unless headers say otherwise."""
+        headers = {"X-API-Key": KEY, **options.pop("headers", {})}
+        if body is not None and not isinstance(body, bytes):
+            headers.setdefault("Content-Type", "application/json")
+            body = json.dumps(body).encode()
+        return await self._client.fetch(
+            f"http://127.0.0.1:{self.admin_port if admin else self.port}{path}",
+            method=method,
+            body=body,
+            headers={name: value for name, value in headers.items() if value is not None},
+            raise_error=False,
+            allow_nonstandard_methods=True,
+            follow_redirects=False,
+            decompress_response=False,
+            **options,
+        )
+
+    async def post(self, path: str, body: Any, **options: Any) -> HTTPResponse:
+        """POST to the ingest listener."""
+        return await self.fetch("POST", path, body, **options)
+
+    async def metrics(self) -> dict[str, float]:
+        """Return the samples of a scrape: `name{labels}` -> value."""
+        response = await self.fetch("GET", "/metrics", admin=True)
+        samples = {}
+        for line in response.body.decode().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+    async def stop(self) -> None:
+        """Drain and close everything."""
+        self._client.close()
+        await self.process.drain()
+
+
+Launch = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Callable[..., Path]:
+    """Write a configuration: a test's own parts over a small complete one; return its path."""
+
+    def write(**parts: Any) -> Path:
+        config: dict[str, Any] = {
+            "server": {"listen": "127.0.0.1:0", "drain_timeout_secs": 2},
+            "admin": {"listen": "127.0.0.1:0"},
+            "auth": {"mode": "keys", "keys": [{"id": "test", "key": KEY}]},
+            "spool": {"path": str(tmp_path / "spool"), "segment_bytes": 1 << 20},
+            "dead_letters": {"path": str(tmp_path / "dead-letters")},
+            "sinks": {"archive": {"type": "file", "path": str(tmp_path / "events"), "batch": {"max_age_secs": 0.02}}},
+        }
+        for name, part in parts.items():
+            if isinstance(part, dict) and name in ("server", "admin", "spool", "dead_letters"):
+                config[name] = {**config[name], **part}
+            else:
+                config[name] = part
+        path = tmp_path / "edge.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def launch(io_loop: Any, config_path: Callable[..., Path], registry: Any) -> Iterator[Launch]:
+    """Return a coroutine function that starts a gateway from configuration parts; it is drained after the test."""
+    running: list[Running] = []
+
+    async def start(**parts: Any) -> Running:
+        config = load(config_path(**parts), registry, {})
+        process = Process(config, registry, {})
+        started = await process.start(listen(config.server.listen), listen(config.admin.listen))
+        running.append(Running(process, started.ingest, started.admin))
+        return running[-1]
+
+    yield start
+    for gateway in running:
+        if not gateway.gateway.draining:
+            io_loop.run_sync(gateway.stop)
+
+
+@pytest.fixture
+def example_event() -> dict[str, Any]:
+    return dict(EXAMPLE_EVENT)
+
+
+@pytest.fixture
+def raw() -> Callable[..., Awaitable[bytes]]:
+    """Return a coroutine function that sends bytes and returns all that comes back until the peer closes."""
+
+    async def exchange(port: int, *pieces: bytes, timeout_secs: float = 10.0, close: bool = False) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            if close and writer.can_write_eof():
+                writer.write_eof()
+            async with asyncio.timeout(timeout_secs):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    return exchange
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Return a coroutine function that waits until a condition holds, looking every 10 ms, and fails after a bound."""
+
+    async def wait(condition: Callable[[], Any], timeout_secs: float = 10.0) -> None:
+        deadline = asyncio.get_running_loop().time() + timeout_secs
+        while True:
+            result = condition()
+            if asyncio.iscoroutine(result):
+                result = await result
+            if result:
+                return
+            assert asyncio.get_running_loop().time() < deadline, "the condition did not come true in time"
+            await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

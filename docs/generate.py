@@ -1,5 +1,4 @@
-# ruff: noqa: INP001 - docs/ is no package; this is a script
-"""Writes the reference pages out of the code: ``python docs/generate.py``; with ``--check`` it only compares.
+"""Writes the reference pages, and the template of `edge init`, out of the code; with ``--check`` it only compares.
 
 Exit 1 and the names of the pages that drifted with ``--check``. The output depends on the code alone: no dates, no
 versions, no paths of this machine.
@@ -20,11 +19,16 @@ import click
 from edge import hookspecs
 from edge.api import Component
 from edge.cli import describe, main
-from edge.config import reference
+from edge.cli.banner import DEMO_KEY
+from edge.cli.init import PLACEHOLDER
+from edge.config.schema import OPTIONS
+from edge.config.words import key_text
 from edge.metrics import TABLE
 from edge.registry import load_registry
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parent.parent
+REFERENCE = "docs/reference"
+TEMPLATE = "edge/cli/edge.yaml.template"
 
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run: python docs/generate.py -->"
 
@@ -93,7 +97,7 @@ def component_section(component: type[Component]) -> Iterator[str]:
     yield ""
     yield prose(describe.text(component))
     yield ""
-    options = describe.options(component.options)
+    options = describe.own_options(component)
     if options:
         yield from option_table(options)
     else:
@@ -102,12 +106,35 @@ def component_section(component: type[Component]) -> Iterator[str]:
     if describe.reasons(component):
         yield f"Drop reasons: {', '.join(f'`{reason}`' for reason in describe.reasons(component))}."
         yield ""
-    if component.kind == "sink" and describe.defaults(component):
-        yield f"Its own defaults of the common options: {describe.defaults(component)}."
+    own = ", ".join(
+        f"`{one.name}` is required" if one.required else f"`{one.name}` is `{one.default}`"
+        for one in describe.own_choices(component)
+    )
+    if own:
+        yield f"Unlike for every {component.kind}: {own}."
         yield ""
     yield "```yaml"
     yield describe.example(component)
     yield "```"
+    yield ""
+
+
+def options() -> Iterator[str]:
+    """Yield the page of the configuration file."""
+    yield "# The configuration file"
+    yield ""
+    yield "Durations are seconds, sizes bytes, as the names say. `edge check` finds every mistake and says what to"
+    yield "write; `edge check --print` shows the whole effective configuration, secrets masked. Any text may hold"
+    yield "`${NAME}` or `${NAME:-default}` for an environment variable; `file:path` stands for the content of a file."
+    yield ""
+    for key, value in OPTIONS.items():
+        top = describe.options({key: value})
+        yield f"## {key_text(key)}"
+        yield ""
+        yield top[0].description
+        yield ""
+        yield from option_table(top[1:] or top)
+    yield "Components have options of their own beside these: see [components](components.md)."
     yield ""
 
 
@@ -200,7 +227,7 @@ def option_cells(option: click.Option, context: click.Context) -> tuple[str, str
     """Return the cells of one command-line option."""
     names = ", ".join(f"`{name}`" for name in sorted(option.opts, key=len, reverse=True))
     if not option.is_flag:
-        names += f" {cell(option.make_metavar(context))}"
+        names += f" {option.make_metavar(context)}"
     default = option.show_default if isinstance(option.show_default, str) else ""
     if not default and option.show_default and option.default is not None:
         default = str(option.default)
@@ -210,9 +237,19 @@ def option_cells(option: click.Option, context: click.Context) -> tuple[str, str
     return names, f"`{default}`" if default else "", text
 
 
+def template() -> str:
+    """Return what `edge init` writes: the default configuration, with a place for a key in place of the demo key."""
+    text = (ROOT / "config" / "edge.yaml").read_text(encoding="utf-8")
+    entry = re.compile(rf"^    - id: demo\b(?P<id_note>.*)\n      key: {DEMO_KEY}\b.*\n", re.MULTILINE)
+    if len(entry.findall(text)) != 1:
+        raise SystemExit("config/edge.yaml has no key entry with the id demo and the demo key right below it")
+    note = "      # Random, made for this file. Elsewhere it may be ${NAME} or file:path, or key_sha256 in its place."
+    return entry.sub(lambda found: f"    - id: web {found['id_note']}\n{note}\n      key: {PLACEHOLDER}\n", text)
+
+
 PAGES: Mapping[str, Callable[[], Iterator[str]]] = {
     "components.md": components,
-    "options.md": reference,
+    "options.md": options,
     "hooks.md": hooks,
     "metrics.md": metrics,
     "cli.md": cli,
@@ -225,21 +262,26 @@ def render(page: Callable[[], Iterator[str]]) -> str:
     return "\n".join([title, "", NOTE, *rest]).rstrip() + "\n"
 
 
-def run(*, check: bool, folder: Path = REFERENCE) -> int:
-    """Write the pages to `folder`, or compare them with what is there; return the exit code."""
+def generated() -> dict[str, str]:
+    """Return every file this script is responsible for: its path from the top of the repository, and its text."""
+    return {TEMPLATE: template(), **{f"{REFERENCE}/{name}": render(page) for name, page in PAGES.items()}}
+
+
+def run(*, check: bool, root: Path = ROOT) -> int:
+    """Write the files below `root`, or compare them with what is there; return the exit code."""
     drifted = 0
-    for name, page in PAGES.items():
-        target, text = folder / name, render(page)
+    for name, text in generated().items():
+        target = root / name
         there = target.read_text(encoding="utf-8") if target.exists() else ""
         if there == text:
             continue
         drifted += 1
         if not check:
-            folder.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
             click.echo(f"wrote {name}")
             continue
-        click.echo(f"docs/reference/{name} is not what the code says; run: python docs/generate.py", err=True)
+        click.echo(f"{name} is not what the code says; run: python docs/generate.py", err=True)
         diff = difflib.unified_diff(there.splitlines(), text.splitlines(), "on disk", "from the code", n=0, lineterm="")
         for line in list(diff)[:12]:
             click.echo(f"  {line}", err=True)

@@ -106,7 +106,7 @@ class DeliveryBooks(_Children):
         self._child(self._metrics.sink_attempts, sink, str(result)).inc()
         self._child(self._metrics.sink_delivery_duration_seconds, sink).observe(duration_secs)
 
-    def settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
+    def sink_settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
         """Delivery: events have their outcome at a sink."""
         self._child(self._metrics.sink_events, sink, str(outcome)).inc(n_events)
 

@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -135,12 +136,12 @@ class Process:
     async def start(self, ingest_sockets: list[socket.socket], admin_sockets: list[socket.socket]) -> Started:
         """Start the gateway, then accept connections on these sockets."""
         self.gateway = Gateway(self.config, self._registry, Metrics(CollectorRegistry()), SystemClock())
-        await self.gateway.start()
         server = self.config.server
         self._site = Site(self.gateway, http_plan(self.config, self.gateway), tls=server.tls is not None)
         self._ingest = ingest_server(ingest_application(self._site), server.limits, server.tls)
         self._admin = admin_server(admin_application(AdminSite(self.gateway, self.config.admin.token, self.reload)))
         self.gateway.metrics.sources["edge_http_connections"] = lambda: [((), float(self._ingest.open_connections))]
+        await self.gateway.start()
         self._ingest.add_sockets(ingest_sockets)
         self._admin.add_sockets(admin_sockets)
         self._spawn(self._sweep_loop())
@@ -154,8 +155,8 @@ class Process:
             self._hurry.set()
         self._stop.set()
 
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -167,7 +168,7 @@ class Process:
             await self.reload()
 
     async def reload(self) -> None:
-        """Read the configuration file again and put it in place. Raises, and logs, what is wrong; the old one goes on."""
+        """Read the configuration file again and put it in place; log and raise what is wrong: the old one goes on."""
         try:
             config = await asyncio.to_thread(load, self.config.source, self._registry, self._environ)
             await self.gateway.reload(config)

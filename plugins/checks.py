@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any, Generic, TypeVar
 
 from voluptuous import Invalid
 
@@ -15,6 +17,28 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")  # a token, RFC 9
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
+Value = TypeVar("Value")
+
+
+class Check(Generic[Value]):
+    """A validator that knows its own description."""
+
+    def __init__(self, function: Callable[[object], Value], words: str) -> None:
+        self.words = words
+        """What the option takes, for the reference page: ``number from 0 to 1``."""
+        self._function = function
+        update_wrapper(self, function)
+
+    def __call__(self, value: object) -> Value:
+        return self._function(value)
+
+
+def takes(words: str) -> Callable[[Callable[[object], Value]], Check[Value]]:
+    """Describe a validator in words."""
+    return lambda function: Check(function, words)
+
+
+@takes("name of a top-level field")
 def field_name(value: object) -> str:
     """Check the name of a top-level field of an event."""
     if not isinstance(value, str) or FIELD_NAME.fullmatch(value) is None:
@@ -22,6 +46,7 @@ def field_name(value: object) -> str:
     return value
 
 
+@takes("field, or dotted path of fields")
 def field_path(value: object) -> str:
     """Check a dotted path to a field of an event, for example ``user_id`` or ``commerce.order_id``."""
     if not isinstance(value, str) or FIELD_PATH.fullmatch(value) is None:
@@ -29,6 +54,7 @@ def field_path(value: object) -> str:
     return value
 
 
+@takes("name of an HTTP header")
 def header_name(value: object) -> str:
     """Check the name of an HTTP header and return it in lower case."""
     if not isinstance(value, str) or HEADER_NAME.fullmatch(value) is None:
@@ -36,6 +62,7 @@ def header_name(value: object) -> str:
     return value.lower()
 
 
+@takes("JSON value")
 def json_value(value: object) -> Any:
     """Check that a value means the same in JSON as in YAML; dates, NaN and integers beyond 64 bits do not."""
     if value is None or isinstance(value, bool):

@@ -83,9 +83,9 @@ class Running:
     ) -> HTTPResponse:
         """Send a request; a body that is not bytes goes as JSON, with the test's key unless headers say otherwise."""
         headers = {"X-API-Key": KEY, **options.pop("headers", {})}
-        if body is not None and not isinstance(body, bytes):
+        if body is not None:
             headers.setdefault("Content-Type", "application/json")
-            body = json.dumps(body).encode()
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self._client.fetch(
             f"http://127.0.0.1:{self.admin_port if admin else self.port}{path}",
             method=method,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -58,15 +59,31 @@ def load_registry() -> Registry:
 
 def load_config(path: Path, registry: Registry) -> GatewayConfig:
     """Return the checked configuration; leaves with 78 and one line for each problem on stderr."""
-    from edge.config import ConfigError, load
+    from edge.config import load
+
+    with _told_problems(path):
+        return load(path, registry, os.environ)
+
+
+def load_effective(path: Path, registry: Registry) -> dict[str, Any]:
+    """Return the whole configuration as plain data with secrets masked; leaves like `load_config`."""
+    from edge.config import effective
+
+    with _told_problems(path):
+        return effective(path, registry, os.environ)
+
+
+@contextmanager
+def _told_problems(path: Path) -> Iterator[None]:
+    from edge.config import ConfigError
 
     try:
-        return load(path, registry, os.environ)
+        yield
     except ConfigError as error:
         for problem in error.problems:
             click.echo(escape(str(problem)), err=True)
         if not path.exists():
-            click.echo(f"edge: `edge init {path}` writes a configuration to start from", err=True)
+            click.echo(f"edge: `edge init {escape(str(path))}` writes a configuration to start from", err=True)
         raise SystemExit(CONFIG) from None
 
 

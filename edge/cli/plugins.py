@@ -61,10 +61,10 @@ def _show(component: type[Component], distribution: str) -> None:
 
     click.echo(f"{component.kind} {click.style(component.type, bold=True)}  ({distribution})")
     click.echo()
-    click.echo(describe.text(component))
+    click.echo(describe.text(component).replace("``", "`"))
     for title, options in (
-        ("Options", describe.options(component.options)),
-        (f"Options of every {component.kind}", describe.common_options(component)),
+        ("Options", describe.own_options(component)),
+        (f"Options of every {component.kind}", describe.common_options_of(component)),
     ):
         if options:
             click.echo()
@@ -72,7 +72,7 @@ def _show(component: type[Component], distribution: str) -> None:
             output.table(
                 ("Option", "Takes", "Default", "What it is for"),
                 [
-                    (one.name, one.takes.replace("`", ""), "required" if one.required else one.default, one.description)
+                    (one.name, one.takes, "required" if one.required else one.default, one.description)
                     for one in options
                 ],
             )

@@ -16,9 +16,8 @@ from edge.cli.common import config_option, load_config, load_registry
 def schema(config_path: Path, *, openapi: bool) -> None:
     """Print the event schema as JSON, with the required fields and the policy of this configuration."""
     config = load_config(config_path, load_registry())
-    from edge.http.openapi import event_schema, openapi_document
-    from edge.validation import EventValidator
+    from edge.http.openapi import document
+    from edge.validation import EventValidator, to_openapi
 
     validator = EventValidator(config.schema.unknown_fields, config.schema.required)
-    document = openapi_document(validator, config) if openapi else event_schema(validator)
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(document(validator) if openapi else to_openapi(validator.schema), indent=2))

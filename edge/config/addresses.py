@@ -100,7 +100,8 @@ def check_network(text: str) -> str:
     except ValueError:
         raise AddressError("must be a network", "write e.g. 10.0.0.0/8 or 192.168.1.7") from None
     raise AddressError(
-        "names an address inside a network", f"write /{network.max_prefixlen} or the network's first one"
+        "has bits beyond its prefix length",
+        f"write the network's first address, or /{network.max_prefixlen} for one host",
     )
 
 

@@ -18,6 +18,9 @@ from edge.config.mistakes import Mistake, did_you_mean, flat, raise_all, transla
 
 ID = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
+MOST_MISTAKES = 200
+"""Of one mapping or list; who has more mends these first."""
+
 Keys = Mapping[Any, Any]
 """The options of a mapping: voluptuous markers with description and default, each with what it takes."""
 
@@ -204,6 +207,8 @@ class ListOf(Check):
             except Invalid as error:
                 error.prepend([index])
                 errors.append(error)
+                if len(errors) >= MOST_MISTAKES:
+                    break
         if not errors and self._check is not None:
             errors.extend(self._check(checked))
         raise_all(errors)
@@ -269,7 +274,7 @@ class Options(Check):
         try:
             result: dict[str, Any] = self._schema(written)
         except MultipleInvalid as error:
-            raise MultipleInvalid([translated(each, self.keys) for each in flat(error)]) from None
+            raise MultipleInvalid([translated(each, self.keys) for each in flat(error)[:MOST_MISTAKES]]) from None
         # Voluptuous adds defaults in no particular order.
         result = {str(key): result[str(key)] for key in self.keys if str(key) in result}
         if self._check is not None:

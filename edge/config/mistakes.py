@@ -14,6 +14,8 @@ from edge.config.words import key_text, known_options, schema_at, type_words
 
 SUGGEST_FROM_CHARS = 64
 
+UNKNOWN = "is not a known option"
+
 _EXPECTED = {
     "int": ("must be a whole number", "write e.g. 10"),
     "float": ("must be a number", "write e.g. 0.5"),
@@ -32,10 +34,12 @@ _NOTHING_SAID = ("not a valid value", "no valid value found", "value is not vali
 class Mistake(Invalid):
     """One wrong value, in words that read after the option's path."""
 
-    def __init__(self, what: str, advice: str = "", path: Path = ()) -> None:
+    def __init__(self, what: str, advice: str = "", path: Path = (), *, foreign: bool = False) -> None:
         super().__init__(f"{what}; {advice}" if advice else what, list(path))
         self.what = what
         self.advice = advice
+        self.foreign = foreign
+        """True for the words of a component's own check, which might quote the value."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -59,12 +63,12 @@ def raise_all(errors: Iterable[Invalid]) -> None:
 
 
 def translated(error: Invalid, schema: Any) -> Mistake:
-    """Return an error of a mapping schema as a mistake. Values are not in voluptuous's own messages, nor here."""
+    """Return an error of a mapping schema as a mistake, in the words of this file where voluptuous has its own."""
     if isinstance(error, Mistake):
         return error
     path = tuple(part if isinstance(part, int) else key_text(part) for part in error.path)
     what, advice = _sentence(error, schema, path)
-    return Mistake(what, advice, path)
+    return Mistake(what, advice, path, foreign=True)
 
 
 def _sentence(error: Invalid, schema: Any, path: Path) -> tuple[str, str]:
@@ -73,12 +77,12 @@ def _sentence(error: Invalid, schema: Any, path: Path) -> tuple[str, str]:
         return _required(message, schema, path)
     if message == "extra keys not allowed":
         return _unknown(str(path[-1]) if path else "", known_options(schema_at(schema, path[:-1])))
-    words = type_words(schema_at(schema, path))
+    words = _words_at(schema, path)
     takes = f"write {words}" if words else ""
     if message in _NOTHING_SAID:
         return "is not a value that is allowed here", takes
     if message.startswith("expected "):
-        return _EXPECTED.get(message.removeprefix("expected "), (f"must be {message.removeprefix('expected ')}", takes))
+        return _expected(message.removeprefix("expected "), takes)
     if isinstance(error, RangeInvalid):
         said = message.startswith("value must")
         return (message.removeprefix("value ") if said else "must be a number"), takes
@@ -89,19 +93,38 @@ def _sentence(error: Invalid, schema: Any, path: Path) -> tuple[str, str]:
     if choices:
         return "must be one of: " + choices[1].replace("'", ""), ""
     what, _, advice = message.partition("; ")
-    return what, advice or takes
+    return (what, advice) if advice else _with_example(what, takes)
+
+
+def _expected(message: str, takes: str) -> tuple[str, str]:
+    if message in _EXPECTED:
+        return _EXPECTED[message]
+    what, _, advice = message.partition("; ")
+    if not advice:
+        what, advice = _with_example(message, takes)
+    return f"must be {what}", advice
+
+
+def _with_example(message: str, takes: str) -> tuple[str, str]:
+    what, _, example = message.partition(", for example ")
+    return what, f"write e.g. {example}" if example else takes
 
 
 def _required(message: str, schema: Any, path: Path) -> tuple[str, str]:
     if message != "required key not provided":
         what, _, advice = message.partition("; ")
         return what, advice
-    words = type_words(schema_at(schema, path))
+    words = _words_at(schema, path)
     return "is required", f"write {path[-1]}: " + (f"<{words}>" if words else "<value>")
+
+
+def _words_at(schema: Any, path: Path) -> str:
+    found = schema_at(schema, path)
+    return "" if found is None else type_words(found)
 
 
 def _unknown(word: str, known: list[str]) -> tuple[str, str]:
     advice = did_you_mean(word, known)
     if not advice:
         advice = f"known: {', '.join(known)}" if known else "remove it"
-    return "is not a known option", advice
+    return UNKNOWN, advice

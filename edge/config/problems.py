@@ -10,6 +10,9 @@ from edge.api import EdgeError
 Path = tuple[str | int, ...]
 """Where something is in the configuration: keys of mappings and indexes of lists, from the root."""
 
+MOST_PROBLEMS = 200
+"""More of them are not listed."""
+
 
 def path_text(path: Iterable[str | int]) -> str:
     """Return a path as operators read it: ``pipeline[2].rate``."""
@@ -45,5 +48,11 @@ class ConfigError(EdgeError):
     """A configuration that cannot be used; `problems` has every mistake that was found, in the order of lines."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda problem: problem.line)
+        found = sorted(problems, key=lambda problem: problem.line)
+        self.problems = found[:MOST_PROBLEMS]
+        if len(found) > MOST_PROBLEMS:
+            rest = found[MOST_PROBLEMS]
+            self.problems.append(
+                Problem(rest.file, rest.line, "", "has more problems from here on", "mend these first")
+            )
         super().__init__("\n".join(map(str, self.problems)))

@@ -6,7 +6,7 @@ for operators. The options of a component are its own: see `Component.options`.
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +16,6 @@ from voluptuous import Optional, Required
 
 from edge.config.addresses import AddressError, check_network, check_origin, parse_address
 from edge.config.checks import (
-    ID,
-    Anything,
-    Keys,
     ListOf,
     MappingOf,
     NotYet,
@@ -30,9 +27,10 @@ from edge.config.checks import (
     TrueOrFalse,
     Whole,
 )
+from edge.config.component_schema import ID_TEXT, MIB, SINK, STEP, with_defaults
 from edge.config.mistakes import Mistake
 
-MIB = 1024 * 1024
+__all__ = ["OPTIONAL_EVENT_FIELDS", "OPTIONS", "SINK", "STEP", "key_digest", "with_defaults"]
 
 OPTIONAL_EVENT_FIELDS = (
     "element_id",
@@ -69,11 +67,6 @@ ORIGINS = ListOf(
     Text("origin, or https://*.example.org", example="https://shop.example.org", convert=check_origin),
     words="a list of origins",
 )
-ID_TEXT = Text(
-    "a word of lower-case letters, digits and underscores that begins with a letter, 63 at most",
-    pattern=ID,
-    example="web_shop",
-)
 PATH = Text("path", example="var/data")
 SEGMENT = Whole(65_536, 1024 * MIB, example=64 * MIB)
 
@@ -84,11 +77,6 @@ def _capacity(options: dict[str, Any]) -> Iterator[Mistake]:
         yield Mistake(
             "must hold two segments or more", f"write {least} or more, or a smaller segment_bytes", ("max_bytes",)
         )
-
-
-def _retry_order(options: dict[str, Any]) -> Iterator[Mistake]:
-    if options["max_secs"] < options["initial_secs"]:
-        yield Mistake("must not be less than initial_secs", "write a longer time", ("max_secs",))
 
 
 def _one_key(options: dict[str, Any]) -> Iterator[Mistake]:
@@ -237,11 +225,33 @@ def _mode_and_keys(options: dict[str, Any]) -> Iterator[Mistake]:
         yield Mistake("would not be asked for with mode none", "remove the keys, or write mode: keys", ("keys",))
 
 
+def _keys_differ(keys: list[dict[str, Any]]) -> Iterator[Mistake]:
+    ids: dict[str, int] = {}
+    digests: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        first = ids.setdefault(key["id"], index)
+        if first != index:
+            yield Mistake(f"is the id of auth.keys[{first}] too", "write another", (index, "id"))
+        first = digests.setdefault(key_digest(key), index)
+        if first != index:
+            name = "key" if "key" in key else "key_sha256"
+            yield Mistake(f"is the key of auth.keys[{first}] too", "write another", (index, name))
+
+
+def key_digest(options: Mapping[str, Any]) -> str:
+    """Return the lower-case SHA-256 of the key that checked options of `auth.keys` hold."""
+    if "key_sha256" in options:
+        return str(options["key_sha256"]).lower()
+    return hashlib.sha256(str(options["key"]).encode()).hexdigest()
+
+
 AUTH = {
     Optional("mode", default="keys", description="keys: only who has one may post. none: everybody may."): OneOf(
         "keys", "none"
     ),
-    Optional("keys", default=list, description="The keys that may post events."): ListOf(Options(KEY, check=_one_key)),
+    Optional("keys", default=list, description="The keys that may post events."): ListOf(
+        Options(KEY, check=_one_key), words="a list of keys", check=_keys_differ
+    ),
 }
 
 SCHEMA = {
@@ -300,57 +310,6 @@ LOG = {
     ),
 }
 
-WHEN = Optional("when", default=None, description="Which events the component is asked about; all of them when absent.")
-
-STEP = {
-    Required("type", description="The type of enricher or filter."): Text("type name", example="received_at"),
-    Optional("id", description="What metrics and logs call the step; its type when absent."): ID_TEXT,
-    WHEN: OrNull(Anything("condition")),
-    Optional(
-        "on_error", default="skip", description="When it fails: skip (the event goes on as it was) or reject (503)."
-    ): OneOf("skip", "reject"),
-}
-
-BATCH = {
-    Optional("max_events", default=500, description="Events in one batch."): Whole(1, 100_000),
-    Optional("max_bytes", default=MIB, description="Bytes in one batch; a larger event travels alone."): Whole(
-        1, 1024 * MIB
-    ),
-    Optional("max_age_secs", default=0.2, description="A batch waits no longer for more events."): Number(
-        0, example=0.2
-    ),
-}
-
-RETRY = {
-    Optional(
-        "initial_secs", default=0.5, description="Longest wait after the first failure; it doubles from there."
-    ): Number(0, above=True, example=0.5),
-    Optional("max_secs", default=60, description="Longest wait between two attempts."): Number(
-        0, above=True, example=60
-    ),
-    Optional(
-        "give_up_secs", default=None, description="After so long the events become dead letters; null: never."
-    ): OrNull(Number(0, above=True, example=3600)),
-}
-
-SINK = {
-    Required("type", description="The type of sink."): Text("type name", example="file"),
-    WHEN: OrNull(Anything("condition")),
-    Optional("batch", default=dict, description="When a batch is full: whichever comes first."): Options(BATCH),
-    Optional("retry", default=dict, description="How long the gateway waits between attempts."): Options(
-        RETRY, check=_retry_order
-    ),
-    Optional(
-        "timeout_secs", default=10, description="An attempt that takes longer is given up and tried again."
-    ): Number(0, above=True),
-    Optional(
-        "dead_letter", default=True, description="Keeps the events that the target will never take."
-    ): TrueOrFalse(),
-    Optional(
-        "required", default=False, description="Not ready while this sink is closed; a full spool waits for it."
-    ): TrueOrFalse(),
-}
-
 OPTIONS = {
     Optional("server", default=dict, description="The ingest listeners."): Options(SERVER),
     Optional("admin", default=dict, description="The admin listeners: metrics, health."): Options(
@@ -380,20 +339,3 @@ OPTIONS = {
     Optional("log", default=dict, description="The gateway's own log, on standard error."): Options(LOG),
 }
 """The whole file. The options of `pipeline` and `sinks` are completed by those of each component's type."""
-
-FILE = Options(OPTIONS)
-
-
-def with_defaults(keys: Keys, defaults: Mapping[str, Any]) -> dict[Any, Any]:
-    """Return options with other defaults, also those of nested options: ``{"batch": {"max_events": 1000}}``."""
-    result: dict[Any, Any] = {}
-    for key, value in keys.items():
-        name = str(key)
-        inner = defaults.get(name)
-        if name in defaults and isinstance(value, Options) and isinstance(inner, Mapping):
-            result[key] = value.replaced(with_defaults(value.keys, inner))
-        elif name in defaults:
-            result[Optional(name, default=copy.deepcopy(inner), description=key.description)] = value
-        else:
-            result[key] = value
-    return result

@@ -27,6 +27,11 @@ def key_text(key: Any) -> str:
     return str(key.schema if isinstance(key, Marker) else key)
 
 
+def is_any_name(key: Any) -> bool:
+    """Tell a type or a validator that stands for any name from the name of one option."""
+    return not isinstance(key.schema if isinstance(key, Marker) else key, str)
+
+
 def default_of(key: Any) -> Any:
     """Return the default of a marker, or Ellipsis when it has none."""
     factory = getattr(key, "default", None)
@@ -72,8 +77,8 @@ def _scalar_words(schema: Any) -> str:
 
 def _mapping_words(schema: Mapping[Any, Any]) -> str:
     for key, value in schema.items():
-        if isinstance(key, type):
-            return f"mapping of {type_words(key) or 'names'} to {type_words(value) or 'anything'}"
+        if is_any_name(key):
+            return f"mapping of {type_words(key) or 'names'} to {type_words(value) or 'values'}"
     return "mapping"
 
 
@@ -103,7 +108,7 @@ def schema_at(schema: Any, path: tuple[str | int, ...]) -> Any:
 def known_options(schema: Any) -> list[str]:
     """Return the names of the options that a mapping schema knows."""
     keys = _mapping(schema)
-    return [] if keys is None else [key_text(key) for key in keys if not isinstance(key, type)]
+    return [] if keys is None else [key_text(key) for key in keys if not is_any_name(key)]
 
 
 def _mapping(schema: Any) -> Mapping[Any, Any] | None:
@@ -127,7 +132,7 @@ def _inside(schema: Any, part: str | int) -> Any:
     if isinstance(part, str):
         keys = _mapping(schema)
         for key, value in (keys or {}).items():
-            if key_text(key) == part or isinstance(key, type):
+            if is_any_name(key) or key_text(key) == part:
                 return value
     if isinstance(part, int) and isinstance(schema, list):
         return schema[0] if schema else None
@@ -146,4 +151,4 @@ def _alternatives(schema: Any) -> tuple[Any, ...]:
     if isinstance(schema, All | AnyOf):
         return tuple(schema.validators)
     inner = getattr(schema, "check", None)
-    return () if inner is None or callable(getattr(inner, "__func__", None)) else (inner,)
+    return () if inner is None else (inner,)

@@ -21,7 +21,7 @@ from edge.config.secret import Secret
 
 FILE_BYTES = 1024 * 1024
 DEPTH = 32
-VALUES = 50_000
+VALUES = 20_000
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -87,11 +87,14 @@ def _events(source: Source, text: str) -> Iterator[Any]:
         line = text.count("\n", 0, error.position) + 1
         raise _fatal(source, line, "has a control character, which YAML does not allow", "remove it") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = 1 if mark is None else mark.line + 1
+        line = int(getattr(error.problem_mark, "line", 0)) + 1
         what = f"is not YAML: {error.problem or error.context or 'cannot be read'}"
         advice = "check the indentation (spaces, no tabs), and write text with special characters in quotes"
         raise _fatal(source, line, what, advice) from None
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 def _fatal(source: Source, line: int, what: str, advice: str) -> ConfigError:
@@ -113,7 +116,7 @@ class _Reader:
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
-                line = event.start_mark.line + 1
+                line = _line(event)
                 if documents == 1:
                     self._source.data = self._node(next(self._events), (), 0)
                 else:
@@ -122,7 +125,7 @@ class _Reader:
             raise _fatal(self._source, 1, "is empty", "write at least auth and sinks, or start from edge init")
 
     def _node(self, event: Any, path: Path, depth: int) -> Any:
-        line = event.start_mark.line + 1
+        line = _line(event)
         self._source.lines.setdefault(path, line)
         self._values += 1
         if depth > DEPTH:
@@ -158,7 +161,7 @@ class _Reader:
         for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
-            line = event.start_mark.line + 1
+            line = _line(event)
             key = self._key(event, path, depth)
             here = (*path, key)
             if key in result:
@@ -172,7 +175,7 @@ class _Reader:
 
     def _key(self, event: Any, path: Path, depth: int) -> str:
         """Return a key as the text it is written in, whatever it would mean as a value."""
-        line = event.start_mark.line + 1
+        line = _line(event)
         if isinstance(event, yaml.ScalarEvent):
             here = (*path, str(event.value))
             if self._refused(event, here, line):
@@ -190,6 +193,8 @@ class _Reader:
         self._source, kept = spare, self._source
         try:
             self._node(event, (), depth + 1)
+        except ConfigError as error:
+            raise ConfigError([*kept.problems, *error.problems]) from error
         finally:
             self._source = kept
 
@@ -224,8 +229,3 @@ class _Reader:
         if text:
             self._source.secrets.add(text)
         return Secret(text)
-
-
-def resolved(data: Any) -> Any:
-    """Return an expanded value as what it would be if it were written out unquoted; anything else as it is."""
-    return resolve_plain(data) if isinstance(data, Secret) else data

@@ -61,8 +61,8 @@ CANCELLED = Answer(None)
 class Caller:
     """Calls a sink's hooks one at a time, each in a task of its own with a time limit.
 
-    A task of its own lets drain cancel the call alone. A call that ignores its cancellation is waited for (hooks are never
-    called concurrently), except at drain.
+    A task of its own lets drain cancel the call alone. A call that ignores its cancellation is waited for (hooks are
+    never called concurrently), except at drain.
     """
 
     def __init__(self) -> None:

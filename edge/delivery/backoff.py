@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 from edge.config.model import RetryOptions
@@ -44,6 +43,5 @@ def sane_retry_after(value: object) -> float:
     """Return a plugin's `retry_after` in seconds within [0, a day]; 0 for None and for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
-    if math.isnan(value) or value <= 0:
-        return 0.0
-    return float(min(value, MAX_RETRY_AFTER_SECS))
+    # NaN is not larger than anything either.
+    return float(min(value, MAX_RETRY_AFTER_SECS)) if value > 0 else 0.0

@@ -13,8 +13,8 @@ from edge.api import EventMetadata
 from edge.config.model import BatchOptions, Condition
 from edge.delivery.window import Window
 from edge.event import FrameMeta, event_metadata, unpack
-from edge.spool.format import EVENTS, REPLAY
-from edge.spool.log import Frame, ReadResult
+from edge.spool.format import EVENTS, REPLAY, Frame
+from edge.spool.reader import ReadResult
 
 READ_BYTES = 256 * 1024
 """Asked of the spool at a time: large enough to amortise the call, small enough to keep memory and GIL time low."""
@@ -57,8 +57,8 @@ class Batcher:
     """Turns the spool from a position on into windows of at most `max_events` events and `max_bytes` bytes of lines.
 
     `fill` blocks (it reads files) and runs in a worker thread; the rest is quick and runs on the event loop. Never both
-    at once: the one task that owns the batcher awaits `fill`. An event larger than `max_bytes` travels alone. A frame may
-    be cut, and frames may be joined. What `when` does not match, and replayed events of other sinks, are passed as
+    at once: the one task that owns the batcher awaits `fill`. An event larger than `max_bytes` travels alone. A frame
+    may be cut, and frames may be joined. What `when` does not match, and replayed events of other sinks, are passed as
     skipped; what cannot be read, as lost.
     """
 
@@ -178,7 +178,9 @@ class Batcher:
         if result.position > self.read_position:
             # A gap at the end of what was read: no frame follows it yet.
             gap = result.position - self.read_position
-            self._append(_Chunk(self.read_position, gap, result.position, result.position, (), [], NOTHING, NO_METADATA, 0))
+            self._append(
+                _Chunk(self.read_position, gap, result.position, result.position, (), [], NOTHING, NO_METADATA, 0)
+            )
 
     def _take_frame(self, frame: Frame, noticed_at: float) -> None:
         begin = max(frame.seq, self.read_position)
@@ -209,9 +211,7 @@ class Batcher:
             return meta, [], True
         return meta, lines, True
 
-    def _matching(
-        self, when: Condition, seqs: Sequence[int], lines: list[bytes]
-    ) -> tuple[Sequence[int], list[bytes]]:
+    def _matching(self, when: Condition, seqs: Sequence[int], lines: list[bytes]) -> tuple[Sequence[int], list[bytes]]:
         kept = [(seq, line) for seq, line in zip(seqs, lines, strict=True) if self._wanted(when, line)]
         if len(kept) == len(lines):
             return seqs, lines

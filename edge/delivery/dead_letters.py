@@ -24,9 +24,9 @@ from edge.delivery.selection import EVERYTHING, Selection
 from edge.delivery.seqset import SeqSet
 from edge.event import FrameMeta, event_metadata, pack, parse_time, unpack
 from edge.spool.errors import SpoolBackpressureError
-from edge.spool.format import EVENTS, MARK
+from edge.spool.format import EVENTS, MARK, Frame, parse_segment_name
 from edge.spool.inspect import dump
-from edge.spool.log import Frame, Log
+from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
 
@@ -130,8 +130,8 @@ class DeadLetterStore:
     """The dead letters of one sink, under ``<path>/<sink>``.
 
     The directory is created and locked with the first letter (or mark): a sink that never gives up costs nothing.
-    `entries` reads the files without the lock, so it also works beside a running gateway. When `max_bytes` is reached the
-    oldest segment goes, with the letters in it, and `evicted` counts them.
+    `entries` reads the files without the lock, so it also works beside a running gateway. When `max_bytes` is reached
+    the oldest segment goes, with the letters in it, and `evicted` counts them.
     """
 
     def __init__(self, path: Path, sink: str, *, segment_bytes: int, max_bytes: int) -> None:
@@ -145,6 +145,8 @@ class DeadLetterStore:
         self._log: Log | None = None
         self._live = SeqSet()
         self._counted = False
+        self.moving = asyncio.Lock()
+        """Held by who replays or drops: two at once would move the same letters twice."""
         self._lock = asyncio.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
@@ -161,7 +163,7 @@ class DeadLetterStore:
                 self._counted = True
 
     async def add(self, letters: Sequence[Letter]) -> None:
-        """Keep letters; they are durable on return. `EdgeError` or `OSError`: some may not be, add all of them again."""
+        """Keep letters; they are durable on return. `EdgeError` or `OSError`: some may not be, add all again."""
         payloads = [_payload(self.sink, letter) for letter in letters]
         async with self._lock:
             await self._append(payloads, EVENTS)
@@ -182,16 +184,9 @@ class DeadLetterStore:
             return len(present)
 
     def entries(self, selection: Selection = EVERYTHING) -> Iterator[DeadLetter]:
-        """Yield the letters that were there when the iteration began, oldest first. Blocks: reads the files."""
-        live = _live_seqs(self.path)
-        if not live:
-            return
-        for frame in dump(self.path):
-            if frame.kind != EVENTS or frame.seq not in live:
-                continue
-            letter = _letter(frame)
-            if letter is not None and selection.matches(letter):
-                yield letter
+        """Return the letters that are meant, as they were when iteration began, oldest first. Blocks: reads files."""
+        # Who holds the log knows what is left; everybody else reads the files once more for the marks.
+        return _entries(self.path, selection, None if self._log is None else self._live.copy())
 
     async def close(self) -> None:
         """Let go of the directory. Nothing is lost without it."""
@@ -213,7 +208,6 @@ class DeadLetterStore:
         return self._log
 
     def _open_blocking(self) -> tuple[Log, SeqSet]:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # The cap is kept here, by dropping the oldest; the log itself must not refuse before that.
         opened = Log.open(
             self.path,
@@ -260,13 +254,10 @@ class DeadLetterStore:
     async def _make_room(self, opened: Log, n_bytes: int) -> None:
         """Drop the oldest segments while what is to come does not fit under the cap."""
         while opened.stats().bytes + n_bytes > self._max_bytes:
-            starts = await self._run(lambda: _segment_starts(self.path))
-            if len(starts) < 2:
-                return
-            freed = await self._run(lambda: opened.release(starts[1]))
+            end, freed = await self._run(lambda: _release_oldest(self.path, opened))
             if not freed:
                 return
-            evicted = self._live.discard_below(starts[1])
+            evicted = self._live.discard_below(end)
             self.evicted += evicted
             if evicted:
                 log.warning(
@@ -306,6 +297,23 @@ def _payload(sink: str, letter: Letter) -> bytes:
     )
 
 
+def _entries(path: Path, selection: Selection, live: SeqSet | None) -> Iterator[DeadLetter]:
+    start, stop = (
+        (0, None) if selection.seqs is None else (min(selection.seqs, default=0), max(selection.seqs, default=0))
+    )
+    if live is None:
+        live = _live_seqs(path, start)
+    if not live:
+        return
+    for frame in dump(path, start):
+        if stop is not None and frame.seq > stop:
+            return
+        if frame.kind == EVENTS and frame.seq in live:
+            letter = _letter(frame)
+            if letter is not None and selection.matches(letter):
+                yield letter
+
+
 def _letter(frame: Frame) -> DeadLetter | None:
     """Return the letter in a frame; None for a frame that no store wrote."""
     try:
@@ -326,9 +334,9 @@ def _frames(opened: Log) -> Iterator[Frame]:
         position = result.position
 
 
-def _live_seqs(path: Path) -> SeqSet:
-    """Return the letters under a directory that no mark took away. Blocks."""
-    return _live_in(dump(path)) if path.is_dir() else SeqSet()
+def _live_seqs(path: Path, start: int = 0) -> SeqSet:
+    """Return the letters under a directory, from a number on, that no mark took away. Blocks."""
+    return _live_in(dump(path, start)) if path.is_dir() else SeqSet()
 
 
 def _live_in(frames: Iterable[Frame]) -> SeqSet:
@@ -352,7 +360,7 @@ def _marked(payload: bytes) -> list[int]:
     return [seq for seq in seqs if type(seq) is int] if isinstance(seqs, list) else []
 
 
-def _segment_starts(path: Path) -> list[int]:
-    """Return the first sequence number of each segment, in order."""
-    names = (entry.name for entry in path.glob("seg-*.log"))
-    return sorted(int(name[4:-4]) for name in names if name[4:-4].isdigit())
+def _release_oldest(path: Path, opened: Log) -> tuple[int, int]:
+    """Delete the oldest segment unless it is the only one; return where it ended and the bytes freed. Blocks."""
+    starts = sorted(start for item in path.iterdir() if (start := parse_segment_name(item.name)) is not None)
+    return (starts[1], opened.release(starts[1])) if len(starts) > 1 else (0, 0)

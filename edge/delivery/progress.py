@@ -35,9 +35,9 @@ class CursorKeeper:
     """The cursor of one sink, in memory and on disk.
 
     Saved when `SAVE_EVENTS` events were settled since the last save, or `SAVE_SECS` after the first of them. `bounded`
-    holds the worker back while more than `SAVE_EVENTS` are unsaved: what a sudden death of the process delivers twice is
-    at most the batch in flight and `SAVE_EVENTS`. A disk that refuses the cursor does not stop delivery: it is said, and
-    tried again.
+    holds the worker back while more than `SAVE_EVENTS` are unsaved: what a sudden death of the process delivers twice
+    is at most the batch in flight and `SAVE_EVENTS`. A disk that refuses the cursor does not stop delivery: it is said,
+    and tried again.
     """
 
     def __init__(self, sink: str, file: Saveable, cursor: Cursor, executor: Executor, *, durable: bool) -> None:
@@ -113,7 +113,11 @@ class CursorKeeper:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._file.save, cursor)
         except (OSError, EdgeError) as error:
             if not self._failing:
-                log.error("the cursor of a sink cannot be saved; a restart would repeat events", sink=self._sink, error=str(error))
+                log.error(
+                    "the cursor of a sink cannot be saved; a restart would repeat events",
+                    sink=self._sink,
+                    error=str(error),
+                )
             self._failing = True
         else:
             if self._failing:

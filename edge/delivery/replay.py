@@ -89,16 +89,17 @@ async def _page_through(
     progress: Progress | None,
 ) -> ReplayReport:
     """Move and mark page after page; without `move`, only count."""
-    letters = store.entries(selection)
     report = ReplayReport(0, 0)
-    while page := await asyncio.to_thread(_next_page, letters):
-        moved = 0
-        if move is not None:
-            await move(page)
-            moved = await store.mark([letter.id for letter in page], action)
-        report = ReplayReport(report.matched + len(page), report.moved + moved)
-        if progress is not None:
-            progress(report)
+    async with store.moving:
+        letters = store.entries(selection)
+        while page := await asyncio.to_thread(_next_page, letters):
+            moved = 0
+            if move is not None:
+                await move(page)
+                moved = await store.mark([letter.id for letter in page], action)
+            report = ReplayReport(report.matched + len(page), report.moved + moved)
+            if progress is not None:
+                progress(report)
     return report
 
 

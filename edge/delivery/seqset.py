@@ -25,6 +25,12 @@ class SeqSet:
         for start, end in zip(self._starts, self._ends, strict=True):
             yield from range(start, end)
 
+    def copy(self) -> SeqSet:
+        """Return an independent set with the same members."""
+        other = SeqSet()
+        other._starts, other._ends, other._len = self._starts.copy(), self._ends.copy(), self._len
+        return other
+
     @property
     def lowest(self) -> int | None:
         """The smallest member."""

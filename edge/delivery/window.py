@@ -1,4 +1,4 @@
-"""A stretch of the spool that a sink works on: the events of one batch, what lay between them, and what became of them."""
+"""A stretch of the spool that a sink works on: the events of one batch, what lay between, and what became of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+
+import orjson
 
 from edge.api import Batch, EventMetadata
 from edge.event import FrameMeta
@@ -89,23 +91,22 @@ class Window:
 
     def batch(self, shard: str, indices: Sequence[int]) -> Batch:
         """Return some of the events as a batch; the same events give the same id, other events another one."""
-        if len(indices) == len(self.lines):
-            return Batch(batch_id(shard, self.seqs), tuple(self.lines), tuple(self.metadata))
+        seqs = [self.seqs[index] for index in indices]
+        stamp = _stamp(seqs, self.metas[indices[0]], self.metas[indices[-1]])
         return Batch(
-            batch_id(shard, [self.seqs[index] for index in indices]),
+            f"{shard}-{seqs[0]}-{seqs[-1]}-{stamp}",
             tuple(self.lines[index] for index in indices),
             tuple(self.metadata[index] for index in indices),
         )
 
 
-def batch_id(shard: str, seqs: Sequence[int]) -> str:
-    """Return ``shard-first-last``; events that are not neighbours add a digest of their positions.
+def _stamp(seqs: Sequence[int], first: FrameMeta, last: FrameMeta) -> str:
+    """Return a digest that tells batches apart although they begin and end at the same positions.
 
-    A target that refuses a repeated id would otherwise refuse events it never had: a batch whose first and last event
-    are those of an earlier one, but which leaves out others.
+    A target that refuses a repeated id would otherwise refuse events it never had: those of a batch that leaves out
+    others in the middle, or those of a new spool whose numbers start over.
     """
-    first, last = seqs[0], seqs[-1]
-    if last - first + 1 == len(seqs):
-        return f"{shard}-{first}-{last}"
-    digest = blake2b(array("Q", seqs).tobytes(), digest_size=8).hexdigest()
-    return f"{shard}-{first}-{last}-{digest}"
+    digest = blake2b(orjson.dumps([first, last]), digest_size=8)
+    if seqs[-1] - seqs[0] + 1 != len(seqs):
+        digest.update(array("Q", seqs).tobytes())
+    return digest.hexdigest()

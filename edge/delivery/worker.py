@@ -1,27 +1,312 @@
-"""The worker of one sink: takes events off the spool, hands them over, and does not let go before each has its outcome."""
+"""The worker of one sink: takes events off the spool, has them delivered, and keeps the sink's cursor."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from edge.api import EdgeError, PermanentError
+import structlog
+
+from edge.api import EdgeError
 from edge.clock import Clock
 from edge.config.model import SinkConfig
-from edge.delivery.attempt import Answer, Caller, DeliverySink, error_text, opens_circuit, per_event_errors, retry_after
-from edge.delivery.backoff import Backoff
+from edge.delivery.attempt import DeliverySink
 from edge.delivery.batcher import Batcher
-from edge.delivery.circuit import CircuitBreaker, CircuitState, probe_secs
-from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter
+from edge.delivery.dead_letters import DeadLetterStore
+from edge.delivery.deliver import Delivery
 from edge.delivery.observer import DeliveryObserver
 from edge.delivery.progress import CursorKeeper, Saveable
-from edge.delivery.reporter import Reporter
-from edge.delivery.window import DEAD, DELIVERED, Window
-from edge.outcomes import AttemptResult, SinkOutcome
+from edge.delivery.waiting import Waiter
+from edge.delivery.window import Window
 from edge.spool.cursor import Cursor
 from edge.spool.log import Log
+
+log = structlog.get_logger(__name__)
+
+READ_SLICE_SECS = 0.05
+"""How long one look into the spool may take before the worker thread hands over what it has."""
+START_OVER_SECS = 1.0
+ABORT_SECS = 0.25
+CLOSE_SECS = 0.5
+"""What `edge_close` may take when the time for stopping is used up."""
+EPOCH_YEAR = 1970
+
+
+@dataclass(frozen=True, slots=True)
+class SinkSnapshot:
+    """The state of a sink at one moment."""
+
+    id: str
+    required: bool
+    open: bool
+    circuit: int
+    """0 closed, 1 half-open, 2 open."""
+    pending_events: int
+    oldest_pending_age_secs: float
+    """0 when nothing is pending, and as long as the worker has not looked at it."""
+    cursor: Cursor
+    durable_position: int
+    last_error: str
+    retry_in_secs: float
+    dead_letters: int
+
+
+class SinkWorker:
+    """One task per sink: reads the spool from the cursor, one batch in flight, retries, dead letters, cursor.
+
+    `start` and `stop` are called once each, on the event loop. Nothing that a sink does reaches beyond its worker.
+    `shard` names the spool in the ids of batches.
+    """
+
+    def __init__(
+        self,
+        sink: DeliverySink,
+        config: SinkConfig,
+        log: Log,
+        cursor_file: Saveable,
+        dead_letters: DeadLetterStore | None,
+        observer: DeliveryObserver,
+        clock: Clock,
+        *,
+        shard: str = "shard-000",
+        rng: random.Random | None = None,
+    ) -> None:
+        self.id = sink.id
+        self.dead_letters = dead_letters
+        """Owned by the worker: counted at start, closed at stop."""
+        self._sink = sink
+        self._config = config
+        self._log = log
+        self._file = cursor_file
+        self._observer = observer
+        self._clock = clock
+        self._shard = shard
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._waiter = Waiter(clock)
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"edge-sink-{sink.id}")
+        self._noticed_at: float | None = None
+        self._window: Window | None = None
+        self._keeper: CursorKeeper
+        self._delivery: Delivery
+        self._batcher: Batcher
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsubscribe: Callable[[], None] | None = None
+        self._stopped: asyncio.Task[None] | None = None
+
+    @property
+    def durable_position(self) -> int:
+        """The position in the cursor on disk: what lies below it, this sink needs no more."""
+        return self._keeper.durable_position
+
+    def start(self) -> None:
+        """Load the cursor and begin. A sink that is seen for the first time gets what is accepted from now on.
+
+        Blocks for the read of the cursor, and for the first save of a new one: an event that is accepted after that is
+        this sink's even if the process dies the next moment.
+        """
+        cursor, durable = self._first_cursor()
+        self._keeper = CursorKeeper(self.id, self._file, cursor, self._executor, durable=durable)
+        if not durable:
+            self._keeper.touch()
+        self._batcher = self._new_batcher()
+        self._delivery = Delivery(
+            self._sink,
+            self._config,
+            self._shard,
+            self.dead_letters,
+            self._keeper,
+            self._observer,
+            self._clock,
+            self._waiter,
+            self._rng,
+        )
+        self._unsubscribe = self._log.subscribe(self._committed)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run())]
+        if self.dead_letters is not None:
+            self._tasks.append(loop.create_task(self._count_letters(self.dead_letters)))
+
+    async def stop(self, timeout_secs: float) -> None:
+        """Stop: no new attempt starts, the running one may end within `timeout_secs`; cursor saved, sink closed.
+
+        Takes at most about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
+        """
+        if self._stopped is None:
+            self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs))
+        await asyncio.shield(self._stopped)
+
+    def snapshot(self) -> SinkSnapshot:
+        """Return the sink's state now. Cheap: reads memory."""
+        cursor = self._keeper.cursor
+        return SinkSnapshot(
+            id=self.id,
+            required=self._config.required,
+            open=self._delivery.is_open,
+            circuit=int(self._delivery.breaker.state),
+            pending_events=max(0, self._log.durable_seq - cursor.position),
+            oldest_pending_age_secs=self._oldest_pending_age_secs(),
+            cursor=cursor,
+            durable_position=self._keeper.durable_position,
+            last_error=self._delivery.last_error,
+            retry_in_secs=self._delivery.retry_in_secs,
+            dead_letters=self.dead_letters.count() if self.dead_letters is not None else 0,
+        )
+
+    def _first_cursor(self) -> tuple[Cursor, bool]:
+        """Return the cursor to begin with and whether it is durable."""
+        end = self._log.durable_seq
+        cursor = self._file.load()
+        if cursor is not None and cursor.position <= end:
+            return cursor, True
+        if cursor is not None:
+            log.warning(
+                "a sink's cursor is beyond the spool and was set back to its end",
+                sink=self.id,
+                events=cursor.position - end,
+            )
+        cursor = Cursor(position=end, base=end, delivered=0, dead_lettered=0, skipped=0, lost=0)
+        try:
+            self._file.save(cursor)
+        except (OSError, EdgeError) as error:
+            log.error("the cursor of a sink cannot be saved", sink=self.id, error=str(error))
+            return cursor, False
+        return cursor, True
+
+    def _new_batcher(self) -> Batcher:
+        return Batcher(self.id, self._log, self._keeper.cursor.position, self._config.batch, self._sink.when)
+
+    def _committed(self, durable_seq: int) -> None:
+        """Called after every group commit."""
+        if self._noticed_at is None:
+            self._noticed_at = self._clock.monotonic()
+        self._waiter.committed(durable_seq)
+
+    async def _count_letters(self, store: DeadLetterStore) -> None:
+        try:
+            await store.start()
+        except (OSError, EdgeError) as error:
+            log.error("dead letters cannot be counted", sink=self.id, error=str(error))
+
+    async def _run(self) -> None:
+        while not self._waiter.stopping:
+            try:
+                await self._work()
+            except Exception as error:  # noqa: BLE001 - a worker that ends would be a sink that is silently dead
+                self._delivery.reporter.unreadable(error)
+                self._batcher = self._new_batcher()
+                await self._waiter.wait(START_OVER_SECS)
+
+    async def _work(self) -> None:
+        if self._log.durable_seq > self._batcher.read_position:
+            # Before the sink is open: the age of what waits for it is to be known even if it never opens.
+            await self._fill(None)
+        await self._delivery.open()
+        while (window := await self._next_window()) is not None:
+            self._window = window
+            try:
+                await self._delivery.deliver(window)
+            finally:
+                self._window = None
+
+    async def _next_window(self) -> Window | None:
+        """Wait until a batch is full or old enough and return it; None when the worker stops.
+
+        A window without events is returned as soon as skipped events were read and no other is buffered.
+        """
+        batcher = self._batcher
+        while not self._waiter.stopping:
+            if batcher.full:
+                return batcher.cut()
+            now = self._clock.monotonic()
+            unread = self._log.durable_seq - batcher.read_position
+            due_at = self._due_at(now, unread)
+            due = due_at is not None and now >= due_at
+            if unread > 0 and (due or unread >= batcher.wanted_events()):
+                before = batcher.read_position
+                await self._fill(due_at)
+                if batcher.read_position == before:
+                    # The spool has more and does not give it: asking again at once would only burn the processor.
+                    await self._waiter.wait(START_OVER_SECS)
+            elif not due:
+                until_seq = batcher.read_position + batcher.wanted_events()
+                await self._waiter.wait(None if due_at is None else due_at - now, until_seq)
+                continue
+            if batcher.behind and (batcher.empty or due):
+                return batcher.cut()
+        return None
+
+    def _due_at(self, now: float, unread: int) -> float | None:
+        """Return when the oldest pending event has waited long enough; None when nothing is pending."""
+        oldest = self._batcher.oldest_seen_at()
+        if oldest is None and unread > 0:
+            if self._noticed_at is None:
+                self._noticed_at = now
+            oldest = self._noticed_at
+        return None if oldest is None else oldest + self._config.batch.max_age_secs
+
+    async def _fill(self, due_at: float | None) -> None:
+        """Read on in a worker thread."""
+        batcher, clock = self._batcher, self._clock
+        now = clock.monotonic()
+        noticed_at = now if self._noticed_at is None else self._noticed_at
+        enough_at = now + READ_SLICE_SECS if due_at is None else max(now + READ_SLICE_SECS, due_at)
+
+        def enough() -> bool:
+            read_until = now + READ_SLICE_SECS if batcher.empty else enough_at
+            return clock.monotonic() >= read_until
+
+        lost = batcher.unreadable_events
+        await asyncio.get_running_loop().run_in_executor(self._executor, batcher.fill, noticed_at, enough)
+        # Commits that came while the thread was reading were noticed with what it read.
+        self._noticed_at = None if batcher.read_position >= self._log.durable_seq else clock.monotonic()
+        if batcher.unreadable_events > lost:
+            log.error("frames of the spool hold no events", sink=self.id, events=batcher.unreadable_events - lost)
+
+    def _oldest_pending_age_secs(self) -> float:
+        metadata = None
+        if self._window is not None and (index := self._window.first_pending()) is not None:
+            metadata = self._window.metadata[index]
+        elif self._window is None:
+            metadata = self._batcher.head_metadata()
+        if metadata is None or metadata.received_at.year <= EPOCH_YEAR:
+            return 0.0
+        return max(0.0, self._clock.time() - metadata.received_at.timestamp())
+
+    async def _stop(self, timeout_secs: float) -> None:
+        if not self._tasks:
+            self._executor.shutdown(wait=False)
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_secs
+        self._waiter.stop()
+        run = self._tasks[0]
+        await asyncio.wait({run}, timeout=max(0.0, timeout_secs))
+        if not run.done():
+            await self._delivery.caller.cancel()
+            await asyncio.wait({run}, timeout=ABORT_SECS)
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=ABORT_SECS)
+        await self._keeper.close()
+        await self._close_sink(max(CLOSE_SECS, deadline - loop.time()))
+        if self.dead_letters is not None:
+            await self.dead_letters.close()
+        self._executor.shutdown(wait=False)
+
+    async def _close_sink(self, timeout_secs: float) -> None:
+        """Call `edge_close`, once."""
+        caller, reporter = self._delivery.caller, self._delivery.reporter
+        if caller.stuck:
+            reporter.stuck()
+        closing = asyncio.get_running_loop().create_task(caller.call(self._sink.close, timeout_secs))
+        await asyncio.wait({closing}, timeout=timeout_secs + ABORT_SECS)
+        if not closing.done():
+            closing.cancel()
+            reporter.close_failed("it does not end")
+        elif (answer := closing.result()).error is not None:
+            reporter.close_failed(answer.text)

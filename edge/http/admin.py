@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -14,10 +15,21 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from edge.api import EdgeError
 from edge.delivery.replay import drop, replay
-from edge.delivery.selection import Selection, SelectionError
+from edge.delivery.selection import Selection
+from edge.event import parse_time
 from edge.gateway import Gateway
+from edge.validation import is_datetime
 
 log = structlog.get_logger(__name__)
+
+
+class BodyShapeError(EdgeError):
+    """A body that does not say what to do; the message reads after its field's name."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +96,9 @@ class AdminHandler(RequestHandler):
         try:
             body = orjson.loads(self.request.body or b"{}")
         except orjson.JSONDecodeError as error:
-            raise SelectionError("the body is not JSON") from error
+            raise BodyShapeError("body", "is not JSON") from error
         if not isinstance(body, dict):
-            raise SelectionError("the body must be a JSON object")
+            raise BodyShapeError("body", "must be a JSON object")
         return body
 
 
@@ -168,22 +180,54 @@ class DeadLettersHandler(AdminHandler):
         """Do it, and say how many dead letters it was."""
         try:
             body = self.json_body()
-            sink_id, dry_run = body.pop("sink", None), body.pop("dry_run", False)
-            selection = Selection.from_json(body)
-        except SelectionError as error:
-            self.refuse(400, "Bad request", "selection", "body", str(error))
+            selection, dry_run = _selection(body), body.get("dry_run") is True
+        except BodyShapeError as error:
+            self.refuse(400, "Bad request", "http.body", error.field, error.message)
             return
-        worker = self.site.gateway.worker(sink_id) if isinstance(sink_id, str) else None
+        worker = self.site.gateway.worker(selection.sink or "")
         store = worker.dead_letters if worker is not None else None
         if worker is None or store is None:
-            self.refuse(404, "Not found", "sink", "sink", "is not a configured sink that keeps dead letters")
+            message = "must be a configured sink that keeps dead letters"
+            self.refuse(404, "Not found", "http.not_found", "sink", message)
             return
         if self.action == "replay":
-            report = await replay(store, self.site.gateway.spool, worker.id, selection, dry_run=bool(dry_run))
+            report = await replay(store, self.site.gateway.spool, worker.id, selection, dry_run=dry_run)
         else:
-            report = await drop(store, selection, dry_run=bool(dry_run))
-        log.info("dead letters were handled", action=self.action, sink=sink_id, dry_run=dry_run, report=str(report))
-        self.reply(200, report.to_json())
+            report = await drop(store, selection, dry_run=dry_run)
+        log.info("dead letters were handled", action=self.action, sink=worker.id, dry_run=dry_run, moved=report.moved)
+        self.reply(200, {"status": "success", "matched": report.matched, "moved": report.moved})
+
+
+def _selection(body: dict[str, Any]) -> Selection:
+    """Return which dead letters a body means; `BodyShapeError` for what it should not hold."""
+    unknown = sorted(set(body) - {"sink", "reason", "since", "until", "event_id", "seqs", "dry_run"})
+    if unknown:
+        raise BodyShapeError(unknown[0][:128], "is not a known field")
+    for name in ("sink", "reason", "since", "until", "event_id"):
+        if not isinstance(body.get(name), str | None):
+            raise BodyShapeError(name, "must be a string")
+    if not body.get("sink"):
+        raise BodyShapeError("sink", "is required")
+    seqs = body.get("seqs")
+    if seqs is not None and not (isinstance(seqs, list) and all(type(seq) is int for seq in seqs)):
+        raise BodyShapeError("seqs", "must be an array of whole numbers")
+    return Selection(
+        sink=body["sink"],
+        reason=body.get("reason"),
+        since=_time(body, "since"),
+        until=_time(body, "until"),
+        event_id=body.get("event_id"),
+        seqs=None if seqs is None else frozenset(seqs),
+    )
+
+
+def _time(body: dict[str, Any], name: str) -> datetime | None:
+    text = body.get(name)
+    if text is None:
+        return None
+    if not is_datetime(text):
+        raise BodyShapeError(name, "must be a valid ISO 8601 datetime")
+    return parse_time(text)
 
 
 def admin_application(site: AdminSite) -> Application:

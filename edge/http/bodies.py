@@ -92,17 +92,23 @@ MAX_PARTS: Final = 1024
 """Members (gzip) or frames (zstd) of one body. Each costs a decompressor, even when nothing is in it."""
 # RFC 9659: the window of zstd as a content coding is at most 8 MiB.
 _ZSTD_OPTIONS: Final[Mapping[int, int]] = {zstd.DecompressionParameter.window_log_max: 23}
+_BROTLI_BLOCK_BYTES: Final = 32752
+"""The first block of the library's output buffer. A larger limit is overstepped by the next block, twice as large."""
+# RFC 7932, 9.1: the first four bits of a window of 8 or 16 MiB. The library fills the window before it gives anything
+# out, whatever the limit of a step; encoders use 4 MiB at most unless told otherwise.
+_BROTLI_WIDE_WINDOWS: Final = (0b1101, 0b1111)
 
 
 class _MalformedError(Exception):
-    """The data ends too early, or goes on after its end."""
+    """The data ends too early, goes on after its end, or asks for too much memory."""
 
 
 def decompress(coding: str, data: bytes, max_bytes: int, max_ratio: int) -> bytes:
     """Return the decompressed body; blocking, a few milliseconds for each MiB of output.
 
     `BodyError` 413 past `max_bytes`, past `max_ratio` times the compressed length, or past 1,024 members; 400 for
-    data that is truncated, corrupt, or followed by something else.
+    data that is truncated, corrupt, followed by something else, or in need of a window above 8 MiB (zstd) or 4 MiB (br).
+    While it runs it takes the window in memory, beside the output.
     """
     by_ratio = max(RATIO_FREE_BYTES, max_ratio * len(data))
     out = io.BytesIO()
@@ -179,18 +185,21 @@ def _unzstd_frame(data: bytes, at: int) -> Generator[bytes, None, int]:
 
 
 def _unbrotli(data: bytes) -> Iterator[bytes]:
-    """Yield the content of the one stream (RFC 7932); the library itself refuses what follows it."""
+    """Yield the content of the one stream (RFC 7932)."""
+    if data[:1] and data[0] & 0x0F in _BROTLI_WIDE_WINDOWS:
+        raise _MalformedError
     stream = brotli.Decompressor()
     at = 0
+    idle = False
     while not stream.is_finished():
-        fed = b""
-        if stream.can_accept_more_data():
-            fed = data[at : at + STEP_BYTES]
-            at += len(fed)
-            if not fed:
-                raise _MalformedError
-        # The limit is looked at before the buffer grows, so a step gives up to twice as much.
-        yield stream.process(fed, output_buffer_limit=STEP_BYTES // 2)
+        fed = data[at : at + STEP_BYTES] if stream.can_accept_more_data() else b""
+        at += len(fed)
+        piece = stream.process(fed, output_buffer_limit=_BROTLI_BLOCK_BYTES)
+        # A stream that takes more may still hold output back, so only a second step without any progress is the end.
+        if not (fed or piece) and idle:
+            raise _MalformedError
+        idle = not (fed or piece)
+        yield piece
     if at != len(data):
         raise _MalformedError
 

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
+from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from edge.http import answers
@@ -73,6 +74,7 @@ class EdgeHandler(RequestHandler):
         self.body_clock: BodyClock | None = None
         self._answered = False
         self._discarded_bytes = 0
+        self._linger: object = None
         site.in_flight.add(self)
         self._stamp()
 
@@ -128,7 +130,7 @@ class EdgeHandler(RequestHandler):
         body = self._headed(answer)
         self.set_header("Content-Length", str(len(body)))
         self.write(body)
-        self.connection.set_body_timeout(LINGER_SECS)
+        self._linger = IOLoop.current().call_later(LINGER_SECS, self.connection.close)
         await self.flush()
 
     def _expects_body(self) -> bool:
@@ -152,12 +154,14 @@ class EdgeHandler(RequestHandler):
         if self._answered:
             if not self._finished:
                 self.finish()
+                # `Connection: close` was promised; Tornado would keep a connection whose body has arrived in full.
+                self.connection.close()
             return
         answer = await self.respond()
         if answer is not None:
             self.send(answer)
 
-    get = head = post = put = patch = delete = options = _respond  # type: ignore[assignment]
+    get = head = post = put = patch = delete = options = _respond
 
     async def respond(self) -> Answer | None:
         """Return the answer, the body having arrived."""
@@ -165,7 +169,8 @@ class EdgeHandler(RequestHandler):
 
     def send(self, answer: Answer) -> None:
         """Send a whole answer."""
-        self.finish(self._headed(answer))
+        body = self._headed(answer)
+        self.finish(body if body else None)
 
     def _headed(self, answer: Answer) -> bytes:
         """Set status and headers of an answer and return its body."""
@@ -276,6 +281,9 @@ class EdgeHandler(RequestHandler):
     def _leave(self) -> None:
         self.site.in_flight.discard(self)
         self.body_clock = None
+        if self._linger is not None:
+            IOLoop.current().remove_timeout(self._linger)
+            self._linger = None
 
     def start_body_clock(self) -> None:
         """Begin to judge how fast the body arrives."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from edge.api import Context
 from edge.door import Judged, Result
@@ -14,7 +14,7 @@ from edge.http.auth import AuthError, Identity
 from edge.http.bodies import BodyError
 from edge.http.decode import decode_batch, decode_event
 from edge.http.handlers import EdgeHandler
-from edge.http.state import HttpPlan
+from edge.http.state import HttpPlan, Site
 from edge.outcomes import Outcome
 from edge.validation import Detail
 
@@ -29,11 +29,11 @@ class IngestHandler(EdgeHandler):
     """What both ingest routes do: authenticate, read the body under its caps, hand the events to the door."""
 
     methods = ("POST",)
-    scope: ClassVar[str] = "ingest"
+    scope: ClassVar[Literal["ingest", "batch"]] = "ingest"
 
-    def initialize(self, **kwargs: Any) -> None:
+    def initialize(self, site: Site) -> None:
         """Take what the routes share and begin with an empty body."""
-        super().initialize(**kwargs)
+        super().initialize(site)
         self.plan: HttpPlan = self.site.plan
         self._identity: Identity
         self._media_type = "json"

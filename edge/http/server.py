@@ -39,10 +39,8 @@ class ListenError(EdgeError):
 class EdgeHTTPServer(HTTPServer):
     """Tornado's HTTP server with a bound on connections. A connection too many gets a 503 and is closed."""
 
-    def initialize(self, *args: Any, connections: int, **kwargs: Any) -> None:
-        """Take `connections`, the bound, beside what Tornado takes."""
-        super().initialize(*args, **kwargs)
-        self._bound = connections
+    bound = UNLIMITED
+    """The most connections at once."""
 
     @property
     def open_connections(self) -> int:
@@ -51,11 +49,15 @@ class EdgeHTTPServer(HTTPServer):
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Serve a connection, or turn it away when there are too many."""
-        if len(self._connections) < self._bound:
+        if len(self._connections) < self.bound:
             super().handle_stream(stream, address)
             return
-        future = stream.write(_TOO_MANY_CONNECTIONS)
-        future.add_done_callback(lambda done: (done.exception(), stream.close()))
+
+        def close(written: asyncio.Future[None]) -> None:
+            written.exception()  # the peer may be gone; nobody else asks
+            stream.close()
+
+        stream.write(_TOO_MANY_CONNECTIONS).add_done_callback(close)
 
 
 def _too_many_connections() -> bytes:
@@ -73,9 +75,8 @@ _TOO_MANY_CONNECTIONS = _too_many_connections()
 
 def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> EdgeHTTPServer:
     """Return the server of the ingest listeners, every limit of it set."""
-    return EdgeHTTPServer(
+    server = EdgeHTTPServer(
         application,
-        connections=limits.connections,
         ssl_options=_ssl_context(tls) if tls is not None else None,
         xheaders=False,
         decompress_request=False,
@@ -85,19 +86,22 @@ def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> 
         # The stream holds at most what one read brings; bodies are taken piece by piece.
         max_buffer_size=max(2 * limits.header_bytes, 256 * 1024),
     )
+    server.bound = limits.connections
+    return server
 
 
 def admin_server(application: Application) -> EdgeHTTPServer:
     """Return the server of the admin listeners."""
-    return EdgeHTTPServer(
+    server = EdgeHTTPServer(
         application,
-        connections=ADMIN_CONNECTIONS,
         max_header_size=16 * 1024,
         idle_connection_timeout=60,
         body_timeout=10,
         max_body_size=ADMIN_BODY_BYTES,
         max_buffer_size=2 * ADMIN_BODY_BYTES,
     )
+    server.bound = ADMIN_CONNECTIONS
+    return server
 
 
 def _ssl_context(tls: Tls) -> ssl.SSLContext:

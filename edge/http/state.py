@@ -36,8 +36,8 @@ class HttpPlan:
     rate_limiter: RateLimiter
 
 
-def http_plan(config: GatewayConfig, gateway: Gateway) -> HttpPlan:
-    """Return the plan of a configuration. Buckets of keys whose limits did not change keep what they hold."""
+def http_plan(config: GatewayConfig, gateway: Gateway, previous: HttpPlan | None = None) -> HttpPlan:
+    """Return the plan of a configuration. Quotas that are the same as in `previous` go on where they are."""
     origins = [*config.server.cors_allow_origins]
     for key in config.auth.keys:
         origins.extend(key.allow_origins)
@@ -48,7 +48,7 @@ def http_plan(config: GatewayConfig, gateway: Gateway) -> HttpPlan:
         origins=OriginPolicy(origins),
         cors_enabled=bool(origins),
         proxies=TrustedProxies(config.server.trusted_proxies),
-        rate_limiter=RateLimiter(limits, gateway.clock),
+        rate_limiter=RateLimiter(limits, gateway.clock, previous.rate_limiter if previous is not None else None),
     )
 
 
@@ -79,7 +79,7 @@ class Site:
 
     def reload(self, config: GatewayConfig) -> None:
         """Put the plan of a new configuration in place; requests in flight keep the one they began with."""
-        self.plan = http_plan(config, self.gateway)
+        self.plan = http_plan(config, self.gateway, self.plan)
 
     def sweep(self) -> None:
         """Cut off bodies that arrive too slowly. Called every second."""

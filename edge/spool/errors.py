@@ -18,7 +18,7 @@ class SpoolBackpressureError(SpoolError):
 
 
 class SpoolFullError(SpoolError):
-    """No room: the disk, a quota, a file size limit or `max_bytes`; nothing was stored. Ends by itself when there is."""
+    """No room: the disk, a quota, a file size limit or `max_bytes`; nothing was stored. Ends by itself."""
 
 
 class SpoolUnknownError(SpoolError):

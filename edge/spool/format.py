@@ -112,7 +112,7 @@ class SegmentHeader:
             _, version, _, epoch, first_seq, capacity, shard = _SEGMENT.unpack_from(copy)
             if version > VERSION:
                 raise SpoolFormatError(
-                    f"a segment has format version {version}, this program knows {VERSION}: use the version that wrote it"
+                    f"a segment has format version {version}, this program reads {VERSION}: use the one that wrote it"
                 )
             return cls(epoch, first_seq, capacity, shard.rstrip(b"\0").decode(errors="replace"))
         return None

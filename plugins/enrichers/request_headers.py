@@ -9,12 +9,13 @@ from voluptuous import All, Invalid, Length, Optional, Required
 
 from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
 
-from ..checks import field_name, header_name
+from ..checks import field_name, header_name, takes
 
 REFUSED = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 """Headers that carry credentials; they never become part of an event."""
 
 
+@takes("name of an HTTP header")
 def _harmless_header(value: object) -> str:
     """Check a header's name and refuse those that carry credentials."""
     name = header_name(value)

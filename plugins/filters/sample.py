@@ -12,11 +12,12 @@ from voluptuous import Any as AnyOf
 
 from edge.api import ComponentRegistry, Context, Event, Filter, hookimpl
 
-from ..checks import field_path
+from ..checks import field_path, takes
 
 HASH_BYTES = 8
 
 
+@takes("number from 0 to 1")
 def _rate(value: object) -> float:
     """Check a share between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

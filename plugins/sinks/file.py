@@ -13,6 +13,7 @@ from voluptuous import All, In, Invalid, Length, Optional, Required
 
 from edge.api import Batch, ComponentRegistry, RetryableError, Sink, hookimpl
 
+from ..checks import takes
 from ..codecs import CODECS
 from ..confined import OutsideRootError
 from ..partitions import PartitionedFiles, Parts
@@ -22,10 +23,19 @@ MIN_LOOK_SECS, MAX_LOOK_SECS = 0.05, 30.0
 """How often at most and at least the ages of open files are looked at."""
 
 
+@takes("number above 0")
 def _positive(value: object) -> int | float:
     """Check a number above zero."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise Invalid("must be a number above 0")
+    return value
+
+
+@takes("whole number above 0")
+def _positive_whole(value: object) -> int:
+    """Check a whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or not value > 0:
+        raise Invalid("must be a whole number above 0")
     return value
 
 
@@ -68,9 +78,9 @@ class File(Sink):
             ["hour", "day", "none"]
         ),
         Optional("rotate", default=dict, description="When a file is closed and the next one begins."): {
-            Optional("max_bytes", default=134217728, description="Size of the file, compressed if it is."): All(
-                int, _positive
-            ),
+            Optional(
+                "max_bytes", default=134217728, description="Size of the file, compressed if it is."
+            ): _positive_whole,
             Optional("max_age_secs", default=3600, description="Time since the file was opened."): _positive,
         },
         Optional("compression", default="none", description="none, gzip or zstd; decides the extension too."): In(

@@ -61,7 +61,9 @@ class Can(Sink):
 
 
 def test_bind_keeps_the_order_of_yaml_and_adapts_the_arguments() -> None:
-    config = Config(entry("enricher", "mark", "one", value=1), entry("enricher", "mark", "two", value=2), entry("filter", "hot"))
+    config = Config(
+        entry("enricher", "mark", "one", value=1), entry("enricher", "mark", "two", value=2), entry("filter", "hot")
+    )
     bound = bind(config, registry_of(Mark, Hot))
     assert [step.id for step in bound.steps] == ["one", "two", "hot"]
     assert bound.steps[0].call({}, None) == {"one": 1}

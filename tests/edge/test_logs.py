@@ -2,7 +2,6 @@ import io
 import logging
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,21 +18,12 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """A stream for `logs.configure`; afterwards logging is as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    access, asyncio_log = logging.getLogger("tornado.access").level, logging.getLogger("asyncio").level
+def stream(expect_log: list[str]) -> Iterator[io.StringIO]:
+    """A stream for `logs.configure`; afterwards logging is as the other tests want it."""
+    expect_log.append("")
     yield io.StringIO()
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    logging.getLogger("tornado.access").setLevel(access)
-    logging.getLogger("asyncio").setLevel(asyncio_log)
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
+    logs.configure("debug", "json")
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -207,13 +197,12 @@ def test_tornado_access_lines_are_off(stream: io.StringIO) -> None:
     assert stream.getvalue() == ""
 
 
-def test_python_warnings_become_lines(stream: io.StringIO) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        logs.configure("info", "json", stream=stream)
-        warnings.warn("old thing", UserWarning, stacklevel=1)
-        logging.captureWarnings(capture=False)
-    assert lines(stream)[0]["logger"] == "py.warnings"
+def test_python_warnings_become_lines() -> None:
+    code = "from edge import logs; import warnings; logs.configure(); warnings.warn('old \\x1b thing', UserWarning)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    [line] = [orjson.loads(line) for line in done.stderr.splitlines()]
+    assert (line["logger"], line["level"]) == ("py.warnings", "warning")
+    assert "old \\x1b thing" in line["event"]
 
 
 def test_repeated_text_is_held_back_and_summed_up_after_a_minute() -> None:

@@ -1,0 +1,45 @@
+"""`edge check`: whether the gateway would start with this configuration, and what it would start with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge.cli.common import CONFIG, config_option, fail, load_config, load_effective, load_registry
+from edge.logs import escape
+
+
+@click.command("check")
+@config_option
+@click.option("--print", "print_", is_flag=True, help="Print the whole effective configuration, secrets masked.")
+def check(config_path: Path, *, print_: bool) -> None:
+    """Check the configuration, and that every component in it can be built.
+
+    Exit 0, or 78 and one line for each mistake: FILE:LINE: path: what is wrong; what to write. Opens nothing and
+    changes nothing: a target that is down is no mistake.
+    """
+    registry = load_registry()
+    config = load_config(config_path, registry)
+    from edge.binding import BindingError, bind
+
+    try:
+        bind(config, registry)
+    except BindingError as error:
+        fail(str(error), CONFIG)
+    for warning in config.warnings:
+        click.echo(f"warning: {escape(warning)}", err=True)
+    if print_:
+        import yaml
+
+        effective = load_effective(config_path, registry)
+        text = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True, width=120)
+        click.echo(escape(text, keep_lines=True), nl=False)
+        return
+    keys = "no keys" if config.auth.mode == "none" else _count(len(config.auth.keys), "key")
+    parts = (_count(len(config.sinks), "sink"), _count(len(config.pipeline), "component"), keys)
+    click.echo(f"ok: {', '.join(parts)}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

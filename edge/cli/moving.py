@@ -1,0 +1,97 @@
+"""Replays or drops dead letters: here when no gateway runs, else by asking the one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal
+
+from edge.cli.admin import post
+from edge.config.model import GatewayConfig
+from edge.delivery import replay as moves
+from edge.delivery.dead_letters import DeadLetterStore
+from edge.delivery.selection import Selection
+from edge.gateway import SHARD
+from edge.spool.errors import SpoolLockedError
+from edge.spool.log import Log
+
+Action = Literal["replay", "drop"]
+Advance = Callable[[int], None]
+"""Is told how many dead letters have been moved so far."""
+
+PAGE: Final = 1000
+"""Dead letters a running gateway is asked for at once."""
+
+
+def move(
+    config: GatewayConfig,
+    action: Action,
+    chosen: Mapping[str, Sequence[int]],
+    stores: Sequence[DeadLetterStore],
+    advance: Advance,
+) -> Counter[str]:
+    """Move the chosen dead letters (sink to their numbers) and return how many it was for each sink.
+
+    Who holds the spool's lock may change dead letters: this process when it gets the lock, so that no gateway starts
+    meanwhile, else the gateway that has it.
+    """
+    try:
+        spool = _spool(config)
+    except SpoolLockedError:
+        return _ask(config, action, chosen, advance)
+    return asyncio.run(_move(spool, action, chosen, {store.sink: store for store in stores}, advance))
+
+
+def _spool(config: GatewayConfig) -> Log:
+    """Open the spool as the gateway does."""
+    return Log.open(
+        config.spool.path / SHARD,
+        shard=SHARD,
+        segment_bytes=config.spool.segment_bytes,
+        max_bytes=config.spool.max_bytes,
+        durability=config.spool.durability,
+        retain_secs=config.spool.retain_secs,
+    )
+
+
+async def _move(
+    spool: Log,
+    action: Action,
+    chosen: Mapping[str, Sequence[int]],
+    stores: Mapping[str, DeadLetterStore],
+    advance: Advance,
+) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    spool.start(asyncio.get_running_loop())
+    try:
+        for sink, ids in chosen.items():
+            store, selection = stores[sink], Selection(seqs=frozenset(ids))
+            before = counts.total()
+
+            def page(report: moves.ReplayReport, before: int = before) -> None:
+                advance(before + report.moved)
+
+            try:
+                if action == "replay":
+                    report = await moves.replay(store, spool, sink, selection, progress=page)
+                else:
+                    report = await moves.drop(store, selection, progress=page)
+            finally:
+                await store.close()
+            counts[sink] = report.moved
+    finally:
+        await spool.close()
+    return counts
+
+
+def _ask(config: GatewayConfig, action: Action, chosen: Mapping[str, Sequence[int]], advance: Advance) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for sink, ids in chosen.items():
+        for start in range(0, len(ids), PAGE):
+            answer = post(
+                config.admin, f"/dead-letters/{action}", {"sink": sink, "seqs": list(ids[start : start + PAGE])}
+            )
+            counts[sink] += int(answer.get("moved", 0))
+            advance(counts.total())
+    return counts

@@ -1,0 +1,179 @@
+"""`edge spool`: look into the spool, of a running gateway or a stopped one. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edge.cli import output
+from edge.cli.common import NEGATIVE, OK, OrderedGroup, config_option, fail, load_config, load_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge.spool.format import Frame
+    from edge.spool.inspect import VerifyReport
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+def place_options(command: Command) -> Command:
+    """Add the options that say which log is meant."""
+    path = click.option(
+        "--path",
+        "log_path",
+        type=click.Path(path_type=Path),
+        metavar="DIRECTORY",
+        help="A directory of segments in place of the configured spool, e.g. var/dead-letters/archive.",
+    )
+    return config_option(path(command))
+
+
+def _place(config_path: Path, log_path: Path | None) -> Path:
+    if log_path is not None:
+        return log_path
+    config = load_config(config_path, load_registry())
+    from edge.gateway import SHARD
+
+    path = config.spool.path / SHARD
+    if not path.is_dir():
+        fail(f"there is no spool at {path}: the gateway was never started here")
+    return path
+
+
+@click.group("spool", cls=OrderedGroup)
+def spool() -> None:
+    """Show size and positions, verify every byte, or print what is stored. Reads only."""
+
+
+@spool.command("stats")
+@place_options
+def stats(config_path: Path, log_path: Path | None) -> None:
+    """Show the size of the spool and how far each sink is."""
+    path = _place(config_path, log_path)
+    from edge.spool import inspect
+
+    found = inspect.stats(path)
+    output.fields(
+        [
+            ("path", path),
+            ("segments", found.segments),
+            ("bytes", found.bytes),
+            ("first event", found.first_seq),
+            ("next event", found.next_seq),
+            ("quarantine bytes", found.quarantine_bytes),
+        ]
+    )
+    if not found.cursors:
+        return
+    click.echo()
+    columns = ("Sink", "Position", "Pending", "Delivered", "Dead lettered", "Skipped", "Lost")
+    rows: list[tuple[object, ...]] = []
+    for name, cursor in found.cursors.items():
+        if cursor is None:
+            rows.append((name, *["?"] * 6))
+            continue
+        # Where a sink is beyond the spool's end, nothing is pending for it.
+        pending = max(0, found.next_seq - cursor.position)
+        decided = (cursor.delivered, cursor.dead_lettered, cursor.skipped, cursor.lost)
+        rows.append((name, cursor.position, pending, *decided))
+    output.table(columns, rows)
+
+
+@spool.command("verify")
+@place_options
+def verify(config_path: Path, log_path: Path | None) -> None:
+    """Read every frame and check it. Exit 1 when events are damaged or missing."""
+    path = _place(config_path, log_path)
+    from edge.spool import inspect
+
+    report = inspect.verify(path)
+    output.fields(
+        [
+            ("path", path),
+            ("segments", report.segments),
+            ("frames", report.frames),
+            ("events", report.events),
+            ("unfinished bytes", report.unfinished_bytes),
+        ]
+    )
+    damage = list(_damage(report))
+    if damage:
+        click.echo()
+        output.table(("What", "Where", "How much"), damage)
+    click.echo()
+    click.echo(output.mark("intact", "green") if report.is_intact else output.mark("damaged", "red"))
+    raise SystemExit(OK if report.is_intact else NEGATIVE)
+
+
+def _damage(report: VerifyReport) -> Iterator[tuple[str, str, str]]:
+    for corrupt in report.corrupt:
+        yield "corrupt", f"{corrupt.segment} at {corrupt.offset}", f"{corrupt.length} bytes"
+    for gap in report.gaps:
+        yield "missing", f"{gap.segment} from event {gap.seq}", f"{gap.n_events} events"
+    for name in report.unreadable:
+        yield "unreadable segment", name, ""
+    for name in report.ignored:
+        yield "ignored", name, "not a file of the spool"
+
+
+@spool.command("dump")
+@place_options
+@click.option(
+    "--from",
+    "position",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Number of the first event.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many lines.")
+@click.option("--frames", "by_frame", is_flag=True, help="One line for each frame: where it lies, not what is in it.")
+def dump(config_path: Path, log_path: Path | None, position: int, limit: int | None, *, by_frame: bool) -> None:
+    """Print what is stored as JSON lines: each event with its number and what is known of its request."""
+    path = _place(config_path, log_path)
+    from edge.spool import inspect
+
+    frames = inspect.dump(path, position)
+    lines = map(_frame_line, frames) if by_frame else _event_lines(frames, position)
+    for line in islice(lines, limit):
+        output.data(line)
+
+
+def _kind(frame: Frame) -> str:
+    from edge.spool.format import EVENTS, MARK, REPLAY
+
+    return {EVENTS: "events", REPLAY: "replay", MARK: "mark"}.get(frame.kind, str(frame.kind))
+
+
+def _frame_line(frame: Frame) -> str:
+    import orjson
+
+    where = {"segment": frame.segment, "offset": frame.offset, "bytes": len(frame.payload)}
+    return orjson.dumps({"seq": frame.seq, "kind": _kind(frame), "events": frame.n_events, **where}).decode()
+
+
+def _event_lines(frames: Iterator[Frame], position: int) -> Iterator[str]:
+    """Yield a line for each event; a frame without events (a mark) is one line with its metadata."""
+    import orjson
+
+    from edge.event import unpack
+
+    for frame in frames:
+        try:
+            meta, lines = unpack(frame.payload)
+        except ValueError:
+            yield orjson.dumps({"seq": frame.seq, "kind": _kind(frame), "unreadable": len(frame.payload)}).decode()
+            continue
+        if not lines:
+            yield orjson.dumps({"seq": frame.seq, "kind": _kind(frame), "meta": meta}).decode()
+        for seq, line in enumerate(lines, frame.seq):
+            if seq >= position:
+                head = orjson.dumps({"seq": seq, "kind": _kind(frame), "meta": meta}).decode()
+                # The stored bytes as they are: parsing and writing them again would show something else.
+                yield f'{head[:-1]},"event":{line.decode("utf-8", "replace")}}}'

@@ -1,0 +1,200 @@
+"""Cursors: how far a sink is, durable in 64 bytes that are never written over while they are the best there is.
+
+Each cursor has two files, ``cursor-<name>.a`` and ``.b``, allocated when it is made and written in turn and in place: a
+full disk does not stop them, and a torn write leaves the other one::
+
+    magic 4 | crc 4 | generation 8 | position 8 | base 8 | delivered 8 | dead_lettered 8 | skipped 8 | lost 8
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from struct import Struct
+from zlib import crc32
+
+from edge.spool.errors import SpoolFailedError, SpoolFullError
+from edge.spool.files import (
+    CREATE_FLAGS,
+    Files,
+    close_quietly,
+    create_directory,
+    open_directory,
+    open_regular,
+    read_at,
+    remove_quietly,
+    sync_directory,
+    write_all,
+)
+
+SLOT_BYTES = 64
+_MAGIC = b"EVC\x01"
+_SLOT = Struct("<4sI7Q")
+_BODY = Struct("<7Q")
+_SUFFIXES = ("a", "b")
+_FILE_NAME = re.compile(r"cursor-([A-Za-z0-9][A-Za-z0-9_.-]{0,127})\.[ab]")
+_WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A sink's position and what became of the events before it.
+
+    `position == base + delivered + dead_lettered + skipped + lost`, always.
+    """
+
+    position: int = 0
+    """Number of the first event that is not decided yet."""
+    base: int = 0
+    """The position the sink started with."""
+    delivered: int = 0
+    dead_lettered: int = 0
+    skipped: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    suffix: str = "b"
+    generation: int = 0
+    cursor: Cursor | None = None
+
+
+class CursorFile:
+    """Keeps one cursor in a directory. Used by one thread at a time.
+
+    Construction makes the two files, so that a full disk cannot stop a cursor later; `save` tries again if that failed.
+    """
+
+    def __init__(self, directory: Path, name: str, *, files: Files | None = None) -> None:
+        if _FILE_NAME.fullmatch(f"cursor-{name}.a") is None:
+            raise ValueError(f"{name!r} cannot be the name of a cursor")
+        self._directory = directory
+        self._name = name
+        self._files = files or Files()
+        self._fds: dict[str, int] = {}
+        self._best = _Slot()
+        self.load()
+        try:
+            create_directory(directory)
+            self._make_slots(_SUFFIXES)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise SpoolFailedError(f"the cursor {name} cannot be kept: {error}") from error
+
+    def load(self) -> Cursor | None:
+        """Return the newest cursor that is intact; None when there was never one, or both slots are damaged."""
+        self._best = _best_slot(self._directory, self._name)
+        return self._best.cursor
+
+    def save(self, cursor: Cursor) -> None:
+        """Make a cursor durable; blocks for one fdatasync. After an error the one before is still there.
+
+        Raises `SpoolFullError` only when the files could never be made, `SpoolFailedError` when the disk refuses.
+        """
+        generation = self._best.generation + 1
+        suffix = "b" if self._best.suffix == "a" else "a"
+        try:
+            if suffix not in self._fds:
+                self._make_slots([suffix])
+            fd = self._fds[suffix]
+            write_all(self._files, fd, [_pack(generation, cursor)], 0)
+            self._files.fdatasync(fd)
+        except OSError as error:
+            self._close(suffix)  # a descriptor whose fdatasync failed is not asked again
+            kind = SpoolFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SpoolFailedError
+            raise kind(f"the cursor {self._name} was not saved: {error.strerror}") from error
+        self._best = _Slot(suffix, generation, cursor)
+
+    def close(self) -> None:
+        """Close the files. A later `save` opens them again."""
+        for suffix in list(self._fds):
+            self._close(suffix)
+
+    def _make_slots(self, suffixes: Iterable[str]) -> None:
+        """Open the slots' files, and create those that are not there."""
+        dir_fd = open_directory(self._directory)
+        try:
+            for suffix in suffixes:
+                if suffix not in self._fds:
+                    self._fds[suffix] = self._open_slot(dir_fd, f"cursor-{self._name}.{suffix}")
+        finally:
+            os.close(dir_fd)
+
+    def _open_slot(self, dir_fd: int, name: str) -> int:
+        try:
+            os.close(open_regular(name, dir_fd))
+            return self._files.open(name, _WRITE_FLAGS, dir_fd=dir_fd)
+        except FileNotFoundError:
+            fd = self._files.open(name, CREATE_FLAGS, dir_fd=dir_fd)
+        try:
+            write_all(self._files, fd, [bytes(SLOT_BYTES)], 0)
+            self._files.fsync(fd)
+            sync_directory(self._files, dir_fd)
+        except OSError:
+            close_quietly(self._files, fd)
+            remove_quietly(self._files, dir_fd, name)
+            raise
+        return fd
+
+    def _close(self, suffix: str) -> None:
+        fd = self._fds.pop(suffix, None)
+        if fd is not None:
+            close_quietly(self._files, fd)
+
+
+def load_cursor(directory: Path, name: str) -> Cursor | None:
+    """Return a cursor without making or changing anything."""
+    return _best_slot(directory, name).cursor
+
+
+def cursor_names(directory: Path) -> list[str]:
+    """Return the names of the cursors in a directory, sorted; those of sinks that are gone as well."""
+    try:
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
+    return sorted({match[1] for match in map(_FILE_NAME.fullmatch, names) if match})
+
+
+def _pack(generation: int, cursor: Cursor) -> bytes:
+    body = _BODY.pack(generation, *astuple(cursor))
+    return _MAGIC + crc32(body).to_bytes(4, "little") + body
+
+
+def _best_slot(directory: Path, name: str) -> _Slot:
+    """Return the intact slot with the highest generation; an empty one without any."""
+    best = _Slot()
+    try:
+        dir_fd = open_directory(directory)
+    except OSError:
+        return best
+    try:
+        for suffix in _SUFFIXES:
+            slot = _read_slot(dir_fd, name, suffix)
+            if slot.generation > best.generation:
+                best = slot
+    finally:
+        os.close(dir_fd)
+    return best
+
+
+def _read_slot(dir_fd: int, name: str, suffix: str) -> _Slot:
+    try:
+        fd = open_regular(f"cursor-{name}.{suffix}", dir_fd)
+    except OSError:
+        return _Slot()
+    try:
+        data = read_at(fd, 0, SLOT_BYTES)
+    finally:
+        os.close(fd)
+    if len(data) < SLOT_BYTES:
+        return _Slot()
+    magic, crc, generation, *values = _SLOT.unpack(data)
+    if magic != _MAGIC or crc != crc32(data[8:]):
+        return _Slot()
+    return _Slot(suffix, generation, Cursor(*values))

@@ -1,0 +1,313 @@
+"""The log: what the gateway and the dead letters see of the spool."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.spool.active import ActiveSegment
+from edge.spool.cursor import cursor_names, load_cursor
+from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError, SpoolLockedError
+from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
+from edge.spool.format import EVENTS
+from edge.spool.observer import LogObserver, SilentObserver
+from edge.spool.quarantine import Quarantine
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry
+from edge.spool.reader import Reader, ReadResult
+from edge.spool.recovery import Recovery, check_meta, discover, recover
+from edge.spool.segment import SegmentFiles, SegmentIndex
+from edge.spool.writer import Durability, Writer
+
+logger = logging.getLogger(__name__)
+
+LOCK = "LOCK"
+SEGMENT_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 10 * 1024 * 1024 * 1024
+STALL_SECS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogStats:
+    """The state of a log at one moment; the counts are since the log was opened."""
+
+    segments: int
+    bytes: int
+    """Room taken on disk by segments, allocated room included."""
+    capacity_bytes: int
+    corrupt_bytes: int
+    lost_events: int
+    """Events that were stored and cannot be read any more, as far as a reader has met them."""
+    writable: bool
+    reason: str
+    """Why events are refused; empty when they are not."""
+    appended_events: int
+    late_events: int
+    """Events that were stored after their waiter had been told that the outcome is unknown."""
+
+
+class Log:
+    """A segmented log of frames in one directory, owned by one process at a time.
+
+    Opened with :meth:`open`, bound to an event loop with :meth:`start`, ended with :meth:`close`. `append`, `subscribe`
+    and `close` belong to that loop; `read`, `release` and `stats` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        lock_fd: int,
+        dir_fd: int,
+        index: SegmentIndex,
+        segment_files: SegmentFiles,
+        quarantine: Quarantine,
+        queue: AppendQueue,
+        writer: Writer,
+        files: Files,
+        recovery: Recovery,
+        *,
+        max_bytes: int,
+        retain_secs: float,
+        stall_secs: float,
+        is_memory: bool,
+    ) -> None:
+        self._lock_fd = lock_fd
+        self._dir_fd = dir_fd
+        self._index = index
+        self._segment_files = segment_files
+        self._quarantine = quarantine
+        self._queue = queue
+        self._writer = writer
+        self._files = files
+        self._reader = Reader(index, segment_files, quarantine)
+        self._max_bytes = max_bytes
+        self._retain_secs = retain_secs
+        self._stall_secs = stall_secs
+        self._is_memory = is_memory
+        self._release_lock = threading.Lock()
+        self._subscribers: dict[object, Callable[[int], None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._exited: asyncio.Event | None = None
+        self._is_closed = False
+        self.recovery = recovery
+        """What opening found and did."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        shard: str = "",
+        segment_bytes: int = SEGMENT_BYTES,
+        max_bytes: int = MAX_BYTES,
+        durability: Durability = "disk",
+        retain_secs: float = 0.0,
+        observer: LogObserver | None = None,
+        floor: int = 0,
+        files: Files | None = None,
+        stall_secs: float = STALL_SECS,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> Log:
+        """Take the directory `path`, recover what is in it and start the writer thread; blocks.
+
+        The next event's number is at least `floor` and at least every cursor in the directory. `shard` defaults to the
+        directory's name. Raises `SpoolLockedError` when another process owns the directory, `SpoolFormatError` when a
+        newer version wrote it, `SpoolFailedError` when it cannot be used at all. A full disk is no reason not to open.
+        """
+        path = path.absolute()
+        files = files or Files()
+        fds: list[int] = []
+        try:
+            create_directory(path)
+            fds.append(open_directory(path))
+            fds.append(_take_lock(fds[0], path))
+            fds.append(open_directory(path))
+            quarantine = Quarantine(fds[0], files, observer or SilentObserver())
+            floors = [floor, *(cursor.position for name in cursor_names(path) if (cursor := load_cursor(path, name)))]
+            recovery = recover(fds[0], files, quarantine, shard or path.name, floors)
+        except OSError as error:
+            _close_all(fds)
+            raise SpoolFailedError(f"{path}: {error.strerror or error}") from error
+        except SpoolError:
+            _close_all(fds)
+            raise
+        index = SegmentIndex(recovery.segments, recovery.next_seq)
+        queue = AppendQueue(queue_bytes)
+        active = ActiveSegment(
+            path, fds[0], files, index, shard=shard or path.name, segment_bytes=segment_bytes, max_bytes=max_bytes
+        )
+        writer = Writer(active, queue, index, observer or SilentObserver(), durability)
+        if durability == "memory":
+            queue.number_from(recovery.next_seq)
+        writer.start()
+        return cls(
+            fds[1],
+            fds[0],
+            index,
+            SegmentFiles(fds[2]),
+            quarantine,
+            queue,
+            writer,
+            files,
+            recovery,
+            max_bytes=max_bytes,
+            retain_secs=retain_secs,
+            stall_secs=stall_secs,
+            is_memory=durability == "memory",
+        )
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind the log to the loop that appends; called on it, once."""
+        self._loop = loop
+        self._exited = asyncio.Event()
+        self._writer.attach(loop, self._notify, self._exited.set)
+        self._watch()
+
+    def append(self, payload: bytes, n_events: int = 1, kind: int = EVENTS) -> asyncio.Future[int]:
+        """Queue a frame; the future has the number of its first event once the frame is as durable as configured.
+
+        Raises `SpoolBackpressureError`, `SpoolFullError`, `SpoolFailedError` or `SpoolClosedError` at once when the
+        frame is not taken. The future may have those errors as well, and `SpoolUnknownError` when nobody knows.
+        """
+        if self._loop is None:
+            raise SpoolClosedError("the log was not started")
+        if n_events < 1:
+            raise ValueError("a frame has at least one event")
+        future: asyncio.Future[int] = self._loop.create_future()
+        entry = Entry(payload, n_events, kind, future)
+        self._queue.put(entry)
+        if self._is_memory:
+            future.set_result(entry.seq)
+        return future
+
+    @property
+    def durable_seq(self) -> int:
+        """Every event below it is durable; readers see nothing from it on."""
+        return self._index.durable_seq
+
+    @property
+    def first_seq(self) -> int:
+        """Number of the first event that may still be in the log."""
+        return self._index.first_seq
+
+    def read(self, position: int, max_bytes: int) -> ReadResult:
+        """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
+
+        Blocks. Never goes past `durable_seq`. Raises `SpoolFailedError` when a segment cannot be opened now.
+        """
+        return self._reader.read(position, max_bytes)
+
+    def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback` called on the loop with `durable_seq` after each commit; returns what ends that."""
+        key = object()
+        self._subscribers[key] = callback
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(key, None)
+
+        return unsubscribe
+
+    def release(self, position: int) -> int:
+        """Unlink the segments wholly below event `position` that are old enough; returns the bytes freed. Blocks.
+
+        The caller has made every cursor durable that allows this. The segment being written always stays.
+        """
+        freed = 0
+        with self._release_lock:
+            for segment in self._index.wholly_below(position):
+                if time.monotonic() - segment.aged_from < self._retain_secs or self._is_closed:
+                    break
+                self._index.drop(segment)  # first, so that a reader who misses the file knows why
+                try:
+                    self._files.unlink(segment.name, dir_fd=self._dir_fd)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    logger.warning("a segment could not be removed", extra={"error": str(error)})
+                    self._index.put_back(segment)
+                    break
+                self._segment_files.forget(segment)
+                self._quarantine.forget(segment.name)
+                freed += segment.size
+        if freed:
+            self._writer.look_now()
+        return freed
+
+    def stats(self) -> LogStats:
+        """Return the state of the log."""
+        segments, n_bytes = self._index.totals()
+        reason = self._queue.refusal
+        if not reason and self._queue.stalled_secs() > self._stall_secs:
+            reason = "the disk does not answer"
+        if self._is_closed:
+            reason = "the log is closed"
+        return LogStats(
+            segments=segments,
+            bytes=n_bytes,
+            capacity_bytes=self._max_bytes,
+            corrupt_bytes=self._quarantine.corrupt_bytes,
+            lost_events=self._quarantine.lost_events,
+            writable=not reason,
+            reason=reason,
+            appended_events=self._writer.appended_events,
+            late_events=self._writer.late_events,
+        )
+
+    async def close(self) -> None:
+        """Write what waits, end the last segment and give the directory up. Takes as long as the disk takes."""
+        self._queue.close()
+        if self._exited is not None:
+            await self._exited.wait()
+        self._writer.join()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        with self._release_lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._segment_files.close()
+            _close_all([self._dir_fd, self._lock_fd])
+
+    def _notify(self, durable_seq: int) -> None:
+        for callback in tuple(self._subscribers.values()):
+            callback(durable_seq)
+
+    def _watch(self) -> None:
+        """Look for waiters that have waited too long, a few times within the limit."""
+        if self._loop is not None:
+            self._queue.expire(self._stall_secs)
+            self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+
+
+def _take_lock(dir_fd: int, path: Path) -> int:
+    """Lock the directory for the life of the returned descriptor; the system ends the lock with the process."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(LOCK, flags, dir_fd=dir_fd)
+    except FileNotFoundError:
+        check_meta(dir_fd)  # before anything is created: what a newer version wrote stays as it is
+        discover(dir_fd)
+        fd = os.open(LOCK, flags | os.O_CREAT, FILE_MODE, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise SpoolFailedError(f"{path / LOCK} is not a regular file; remove it")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise SpoolLockedError(f"{path} belongs to another process") from error
+    except (OSError, SpoolError):
+        os.close(fd)
+        raise
+    return fd
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

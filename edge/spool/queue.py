@@ -1,0 +1,172 @@
+"""What waits to be written: a queue with a limit in bytes between the event loop and the writer thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from edge.spool.errors import SpoolBackpressureError, SpoolClosedError, SpoolError, SpoolUnknownError
+from edge.spool.format import FRAME_HEADER_BYTES
+
+QUEUE_BYTES = 32 * 1024 * 1024
+
+
+class Entry:
+    """One frame on its way to the disk."""
+
+    __slots__ = ("future", "kind", "n_events", "payload", "queued_at", "seq", "size", "told")
+
+    def __init__(self, payload: bytes, n_events: int, kind: int, future: asyncio.Future[int]) -> None:
+        self.payload = payload
+        self.n_events = n_events
+        self.kind = kind
+        self.future = future
+        self.queued_at = time.monotonic()
+        self.size = FRAME_HEADER_BYTES + len(payload)
+        self.seq = -1
+        """Number of its first event, once the writer has given it one."""
+        self.told = False
+        """The waiter has been told that the outcome is unknown."""
+
+
+class AppendQueue:
+    """Entries that wait and entries that are being written, together at most `limit_bytes`.
+
+    `put` and `expire` belong to the event loop, `take`, `settle` and `refuse` to the writer thread.
+    """
+
+    def __init__(self, limit_bytes: int = QUEUE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._idle = False
+        self._woken = False
+        self._waiting: list[Entry] = []
+        self._taken: list[Entry] = []
+        self._progress_at = 0.0
+        self._bytes = 0
+        self._refusal: tuple[type[SpoolError], str] | None = None
+        self._room = 0
+        self._closed = False
+        self._next_seq: int | None = None
+
+    def number_from(self, seq: int) -> None:
+        """Give entries their numbers when they are put, not when they are written (durability `memory`)."""
+        self._next_seq = seq
+
+    def put(self, entry: Entry) -> None:
+        """Queue an entry, or raise the reason why not at once."""
+        size = entry.size
+        with self._lock:
+            if self._closed:
+                raise SpoolClosedError("the log is closed")
+            if self._refusal is not None and self._bytes + size > self._room:
+                error, message = self._refusal
+                raise error(message)
+            if self._bytes + size > self._limit_bytes and self._bytes:
+                raise SpoolBackpressureError("too much waits to be written")
+            self._bytes += size
+            self._waiting.append(entry)
+            if self._next_seq is not None:
+                entry.seq = self._next_seq
+                self._next_seq += entry.n_events
+            if self._idle:
+                self._idle = False
+                self._wake.notify()
+
+    def take(self, timeout_secs: float | None) -> list[Entry]:
+        """Wait for entries and take all of them; empty after the time-out, a `wake` or the close."""
+        with self._lock:
+            if not self._waiting and not self._closed and not self._woken:
+                self._idle = True
+                self._wake.wait(timeout_secs)
+                self._idle = False
+            self._woken = False
+            self._taken, self._waiting = self._waiting, []
+            self._progress_at = time.monotonic()
+            return self._taken
+
+    def settle(self, entries: list[Entry], rest: list[Entry]) -> int:
+        """Take note that `entries` are decided and `rest` is next; returns the events that came too late."""
+        with self._lock:
+            self._taken = rest
+            self._progress_at = time.monotonic()
+            self._bytes -= sum(entry.size for entry in entries)
+            return sum(entry.n_events for entry in entries if entry.told)
+
+    def in_hand(self) -> list[Entry]:
+        """Return the entries that were taken and are not settled."""
+        with self._lock:
+            return self._taken
+
+    def refuse(self, error: type[SpoolError], message: str, room_bytes: int) -> None:
+        """Let `put` raise `error` for all that does not fit into `room_bytes` with what is queued."""
+        with self._lock:
+            self._refusal = error, message
+            self._room = room_bytes
+
+    def accept(self) -> None:
+        """End `refuse`."""
+        with self._lock:
+            self._refusal = None
+
+    @property
+    def refusal(self) -> str:
+        """Why entries are refused; empty when they are not."""
+        refusal = self._refusal
+        return refusal[1] if refusal else ""
+
+    def expire(self, limit_secs: float) -> None:
+        """Answer those who have waited too long; called on the loop.
+
+        Entries in the hands of a writer that makes no progress may get stored: unknown. Entries that only wait are
+        withdrawn.
+        """
+        now = time.monotonic()
+        with self._lock:
+            unknown: list[Entry] = []
+            if self._taken and now - self._progress_at > limit_secs:
+                unknown = [entry for entry in self._taken if not entry.told]
+            for entry in unknown:
+                entry.told = True
+            count = 0
+            while count < len(self._waiting) and now - self._waiting[count].queued_at > limit_secs:
+                count += 1
+            withdrawn, self._waiting = self._waiting[:count], self._waiting[count:]
+            self._bytes -= sum(entry.size for entry in withdrawn)
+        for entry in unknown:
+            fail(entry, SpoolUnknownError("the disk does not answer; the events may be stored"))
+        for entry in withdrawn:
+            fail(entry, SpoolBackpressureError("the disk does not answer; the events were not stored"))
+
+    def stalled_secs(self) -> float:
+        """Return for how long the writer has made no progress although there is work for it."""
+        now = time.monotonic()
+        with self._lock:
+            since = self._progress_at if self._taken else now
+            return now - (min(since, self._waiting[0].queued_at) if self._waiting else since)
+
+    def wake(self) -> None:
+        """Let the writer look after its segments now."""
+        with self._lock:
+            self._woken = True
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Take no more entries; those that wait are still written."""
+        with self._lock:
+            self._closed = True
+            self._wake.notify()
+
+    @property
+    def drained(self) -> bool:
+        """True once the queue is closed and nothing waits."""
+        with self._lock:
+            return self._closed and not self._waiting
+
+
+def fail(entry: Entry, error: SpoolError) -> None:
+    """Give a waiter its error unless it has an answer or has gone; called on the loop."""
+    if not entry.future.done():
+        entry.future.set_exception(error)

@@ -1,0 +1,138 @@
+"""Reading the log from a position: bounded by what is durable, never stopped by damage."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from edge.spool.errors import SpoolFailedError
+from edge.spool.files import read_at
+from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, Frame
+from edge.spool.quarantine import Quarantine
+from edge.spool.scan import Damage, ReadAt, scan
+from edge.spool.segment import Segment, SegmentFiles, SegmentIndex, View
+
+_CHUNK_BYTES = 64 * 1024
+_LARGE_CHUNK_BYTES = 1024 * 1024
+_HINTS = 256
+
+
+@dataclass(slots=True)
+class ReadResult:
+    """What one `read` found."""
+
+    frames: list[Frame] = field(default_factory=list)
+    """In order and without a gap between them. The first one may start before the position that was asked for."""
+    position: int = 0
+    """Where to go on."""
+    lost_events: int = 0
+    """Events between the position that was asked for and the first frame (or `position`) that are not there."""
+
+
+class Reader:
+    """Reads frames for any number of sinks, each with a position of its own. Safe to use from any thread."""
+
+    def __init__(self, index: SegmentIndex, segment_files: SegmentFiles, quarantine: Quarantine) -> None:
+        self._index = index
+        self._segment_files = segment_files
+        self._quarantine = quarantine
+        self._lock = threading.Lock()
+        self._hints: OrderedDict[int, tuple[Segment, int]] = OrderedDict()
+
+    def read(self, position: int, max_bytes: int) -> ReadResult:
+        """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
+
+        Raises `SpoolFailedError` when a segment cannot be opened now.
+        """
+        result = ReadResult(position=position)
+        left = max(max_bytes, 1)
+        while left > 0 and (view := self._index.locate(result.position)) is not None:
+            first_seq = view.segment.first_seq
+            if result.position < first_seq:  # released before this reader got there, so nothing of the log's is lost
+                if result.frames:
+                    break
+                result.lost_events += first_seq - result.position
+                result.position = first_seq
+            taken = self._read_segment(view, result, left)
+            if taken is None:
+                break
+            left -= taken
+        return result
+
+    def _read_segment(self, view: View, result: ReadResult, max_bytes: int) -> int | None:
+        """Add the frames of one segment to the result.
+
+        Returns the bytes of payload that were added, None when the result ends here.
+        """
+        segment = view.segment
+        try:
+            fd = self._segment_files.borrow(segment)
+        except FileNotFoundError:
+            if not self._index.holds(segment):
+                return 0  # released meanwhile
+            return self._skip(segment, view.end_seq, result)
+        except OSError as error:
+            raise SpoolFailedError(f"{segment.name} cannot be opened: {error.strerror}") from error
+        try:
+            return self._read_frames(partial(read_at, fd), view, result, max_bytes)
+        finally:
+            self._segment_files.give_back(segment)
+
+    def _read_frames(self, read: ReadAt, view: View, result: ReadResult, max_bytes: int) -> int | None:
+        segment = view.segment
+        taken = 0
+        for item in self._items(read, view, result.position, max_bytes):
+            if isinstance(item, Damage):
+                self._quarantine.damaged(segment.name, item.offset, item.length, read)
+                continue
+            if item.end <= result.position:
+                continue
+            if item.end > view.end_seq:
+                break  # written in vain before the next segment took over
+            if item.seq > result.position and self._skip(segment, item.seq, result) is None:
+                return None
+            result.frames.append(item)
+            result.position = item.end
+            taken += len(item.payload)
+            if taken >= max_bytes or item.end == view.end_seq:
+                self._remember(segment, item)
+                return taken
+        if result.position < view.end_seq:
+            return None if self._skip(segment, view.end_seq, result) is None else taken
+        return taken
+
+    def _items(self, read: ReadAt, view: View, position: int, max_bytes: int) -> Iterator[Frame | Damage]:
+        segment = view.segment
+        offset = self._offset(segment, position)
+        chunk_bytes = max(_CHUNK_BYTES, min(max_bytes, _LARGE_CHUNK_BYTES))
+        return scan(read, segment.header.seed, segment.name, offset, view.data_end, position, chunk_bytes)
+
+    def _skip(self, segment: Segment, seq: int, result: ReadResult) -> int | None:
+        """Step over a gap up to `seq`; None when the frames before it have to be returned first."""
+        self._quarantine.lost(segment.name, result.position, seq - result.position, 1)
+        if result.frames:
+            return None
+        result.lost_events += seq - result.position
+        result.position = seq
+        return 0
+
+    def _offset(self, segment: Segment, position: int) -> int:
+        """Return where in a segment to look for `position`: the nearest place known that is not behind it."""
+        with self._lock:
+            hint = self._hints.get(position)
+            if hint is not None and hint[0] is segment:
+                self._hints.move_to_end(position)
+                return hint[1]
+            known = [(seq, at) for seq, (of, at) in self._hints.items() if of is segment and seq <= position]
+        return max(known)[1] if known else SEGMENT_HEADER_BYTES
+
+    def _remember(self, segment: Segment, last: Frame) -> None:
+        """Take note of where the frame after `last` starts."""
+        with self._lock:
+            self._hints[last.end] = segment, last.offset + FRAME_HEADER_BYTES + len(last.payload)
+            self._hints.move_to_end(last.end)
+            if len(self._hints) > _HINTS:
+                self._hints.popitem(last=False)

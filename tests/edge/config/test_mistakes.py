@@ -1,0 +1,359 @@
+"""Broken configurations: each mistake is told with its line, its path and what to write instead."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.config import ConfigError, load
+
+SINKS = "sinks: {pot: {type: teapot, spout: x}}\n"
+AUTH = "auth: {mode: none}\n"
+BASE = AUTH + SINKS
+
+BROKEN = {
+    "unknown_section": (BASE + "servers: {}\n", "3: servers: is not a known option; did you mean server?"),
+    "unknown_option": (
+        BASE + "server:\n  limits:\n    depht: 3\n",
+        "5: server.limits.depht: is not a known option; did you mean depth?",
+    ),
+    "option_of_another_section": (
+        BASE + "limits: {depth: 3}\n",
+        "3: limits: is not a known option; did you mean server.limits?",
+    ),
+    "option_of_an_inner_section": (
+        BASE + "server:\n  allow_origins: []\n",
+        "4: server.allow_origins: is not a known option; did you mean server.cors.allow_origins?",
+    ),
+    "whole_number": (
+        BASE + "server:\n  limits: {depth: deep}\n",
+        "4: server.limits.depth: must be a whole number; write e.g. 10",
+    ),
+    "whole_number_with_point": (
+        BASE + "server:\n  limits: {depth: 1.5}\n",
+        "4: server.limits.depth: must be a whole number; write e.g. 10",
+    ),
+    "true_as_number": (
+        BASE + "server:\n  limits: {depth: true}\n",
+        "4: server.limits.depth: must be a whole number; write e.g. 10",
+    ),
+    "too_small": (
+        BASE + "server:\n  limits: {depth: 0}\n",
+        "4: server.limits.depth: must not be less than 1; write e.g. 10",
+    ),
+    "too_large": (
+        BASE + "server:\n  limits: {depth: 201}\n",
+        "4: server.limits.depth: must not be more than 200; write e.g. 10",
+    ),
+    "number": (BASE + "server: {pre_stop_secs: soon}\n", "3: server.pre_stop_secs: must be a number; write e.g. 10"),
+    "sexagesimal": (
+        BASE + "server: {pre_stop_secs: 1:30}\n",
+        "3: server.pre_stop_secs: must be a number; write e.g. 10",
+    ),
+    "negative_time": (
+        BASE + "server: {pre_stop_secs: -1}\n",
+        "3: server.pre_stop_secs: must be 0 or more; write e.g. 10",
+    ),
+    "no_is_a_word": (
+        BASE + "dedup:\n  enabled: no\n",
+        "4: dedup.enabled: must be true or false; write true or false, without quotes",
+    ),
+    "section_as_text": (
+        BASE + "log: info\n",
+        "3: log: must be a mapping; write its options on the lines below it, indented",
+    ),
+    "list_as_text": (
+        BASE + "server:\n  trusted_proxies: 10.0.0.0/8\n",
+        "4: server.trusted_proxies: must be a list; write each item on a line of its own after a dash",
+    ),
+    "enum": (BASE + "log: {level: loud}\n", "3: log.level: must be one of: debug, info, warning, error"),
+    "enum_near": (
+        BASE + "log: {level: warn}\n",
+        "3: log.level: must be one of: debug, info, warning, error; did you mean warning?",
+    ),
+    "later_server": (BASE + "server: {http: fast}\n", "3: server.http: is not in this version; write tornado"),
+    "later_workers": (
+        BASE + "server: {workers: 2}\n",
+        "3: server.workers: more than 1 is not in this version; write 1",
+    ),
+    "later_dedup": (BASE + "dedup: {enabled: true}\n", "3: dedup.enabled: is not in this version; write false"),
+    "listen_without_port": (
+        BASE + "server: {listen: localhost}\n",
+        "3: server.listen: must be a host and a port; write e.g. 127.0.0.1:4000, [::1]:4000 or unix:/run/edge.sock",
+    ),
+    "listen_number": (BASE + "server: {listen: 4000}\n", "3: server.listen: must be text; write e.g. 127.0.0.1:4000"),
+    "listen_in_a_list": (
+        BASE + "server:\n  listen:\n    - 127.0.0.1:4000\n    - 127.0.0.1:70000\n",
+        "6: server.listen[1]: has no port from 0 to 65535; write e.g. 127.0.0.1:4000",
+    ),
+    "listen_twice": (
+        BASE + "server:\n  listen:\n    - 127.0.0.1:4000\n    - 127.0.0.1:4000\n",
+        "6: server.listen[1]: is written twice; remove one of the two",
+    ),
+    "listen_empty": (BASE + "server: {listen: []}\n", "3: server.listen: must not be empty; write at least one"),
+    "admin_on_ingest": (
+        BASE + "admin:\n  listen: 127.0.0.1:4000\n",
+        "4: admin.listen: is where server listens too; write another port",
+    ),
+    "admin_without_token": (
+        BASE + "admin:\n  listen: 0.0.0.0:4001\n",
+        "3: admin.token: is required when admin listens beyond loopback; "
+        "write token: ${EDGE_ADMIN_TOKEN}, or listen on 127.0.0.1",
+    ),
+    "network": (
+        BASE + "server:\n  trusted_proxies: [10.0.0.0/8, proxy]\n",
+        "4: server.trusted_proxies[1]: must be a network; write e.g. 10.0.0.0/8 or 192.168.1.7",
+    ),
+    "network_with_host_bits": (
+        BASE + "server:\n  trusted_proxies: [10.0.0.1/8]\n",
+        "4: server.trusted_proxies[0]: has bits beyond its prefix length; "
+        "write the network's first address, or /32 for one host",
+    ),
+    "origin_star": (
+        BASE + "server:\n  cors: {allow_origins: ['*']}\n",
+        "4: server.cors.allow_origins[0]: would allow every origin; write each origin, e.g. https://shop.example.org",
+    ),
+    "origin_with_slash": (
+        BASE + "server:\n  cors: {allow_origins: ['https://a.example.org/']}\n",
+        "4: server.cors.allow_origins[0]: is not written as browsers send it; "
+        "write it in lower case, without a slash at the end",
+    ),
+    "tls_file_missing": (
+        BASE + "server:\n  tls:\n    cert_file: /nowhere/cert.pem\n    key_file: /dev/null\n",
+        "5: server.tls.cert_file: names a file that does not exist; write a path from where the gateway is started",
+    ),
+    "segment_too_small": (
+        BASE + "spool: {segment_bytes: 10}\n",
+        "3: spool.segment_bytes: must not be less than 65536; write e.g. 67108864",
+    ),
+    "spool_smaller_than_two_segments": (
+        BASE + "spool:\n  segment_bytes: 100000\n  max_bytes: 199999\n",
+        "5: spool.max_bytes: must hold two segments or more; write 200000 or more, or a smaller segment_bytes",
+    ),
+    "dead_letters_in_the_spool": (
+        BASE + "spool: {path: var/x}\ndead_letters:\n  path: var/x/\n",
+        "5: dead_letters.path: is the path of the spool too; write another directory",
+    ),
+    "event_field": (BASE + "schema:\n  required: [extra]\n", "4: schema.required[0]: must be one of: element_id,"),
+    "auth_missing": (SINKS, "1: auth: is required; write keys, or auth: {mode: none} to let everybody post"),
+    "auth_without_keys": (
+        SINKS + "auth:\n  mode: keys\n",
+        "2: auth.keys: is required with mode keys; write a key, or auth: {mode: none} to let everybody post",
+    ),
+    "auth_empty": (
+        SINKS + "auth:\n",
+        "2: auth.keys: is required with mode keys; write a key, or auth: {mode: none} to let everybody post",
+    ),
+    "keys_with_mode_none": (
+        SINKS + "auth:\n  mode: none\n  keys: [{id: a, key: k}]\n",
+        "4: auth.keys: would not be asked for with mode none; remove the keys, or write mode: keys",
+    ),
+    "key_and_digest": (
+        SINKS + f"auth:\n  keys:\n    - id: a\n      key: k\n      key_sha256: {'0' * 64}\n",
+        "6: auth.keys[0].key_sha256: cannot stand beside key; write one of the two",
+    ),
+    "key_missing": (
+        SINKS + "auth:\n  keys:\n    - id: a\n",
+        "4: auth.keys[0]: has neither key nor key_sha256; write key: ${EDGE_KEY}, and set that variable",
+    ),
+    "key_as_number": (
+        SINKS + "auth:\n  keys:\n    - id: a\n      key: 12345678\n",
+        "5: auth.keys[0].key: must be text; write e.g. ${EDGE_KEY}",
+    ),
+    "key_id": (
+        SINKS + "auth:\n  keys:\n    - id: Web-Shop\n      key: k\n",
+        "4: auth.keys[0].id: must be a word of lower-case letters, digits and underscores that begins with a letter",
+    ),
+    "key_id_twice": (
+        SINKS + "auth:\n  keys:\n    - {id: a, key: k}\n    - {id: a, key: l}\n",
+        "5: auth.keys[1].id: is the id of auth.keys[0] too; write another",
+    ),
+    "key_twice": (
+        SINKS + "auth:\n  keys:\n    - {id: a, key: k}\n    - {id: b, key: k}\n",
+        "5: auth.keys[1].key: is the key of auth.keys[0] too; write another",
+    ),
+    "key_scope": (
+        SINKS + "auth:\n  keys:\n    - {id: a, key: k, scopes: [admin]}\n",
+        "4: auth.keys[0].scopes[0]: must be one of: ingest, batch",
+    ),
+    "rate_limit": (
+        SINKS + "auth:\n  keys:\n    - {id: a, key: k, rate_limit: {burst_events: 3}}\n",
+        "4: auth.keys[0].rate_limit.events_per_sec: is required; write events_per_sec: <number above 0>",
+    ),
+    "demo_key_beyond_loopback": (
+        SINKS + "server: {listen: [127.0.0.1:1, '0.0.0.0:2']}\nauth:\n  keys:\n    - id: a\n      key: your_api_key\n",
+        "6: auth.keys[0].key: is the demo key, which everybody knows, while server.listen is beyond loopback; "
+        "write a key of your own, or listen on 127.0.0.1",
+    ),
+    "sinks_missing": (AUTH, "1: sinks: is required; write at least one sink"),
+    "sinks_empty": (AUTH + "sinks: {}\n", "2: sinks: must not be empty; write at least one"),
+    "sink_id": (
+        AUTH + "sinks:\n  Pot: {type: teapot, spout: x}\n",
+        "3: sinks.Pot: must be a word of lower-case letters, digits and underscores that begins with a letter",
+    ),
+    "sink_type": (
+        AUTH + "sinks:\n  pot:\n    type: teapod\n",
+        "4: sinks.pot.type: is not a known sink type; known: teapot; did you mean teapot?",
+    ),
+    "sink_type_missing": (AUTH + "sinks:\n  pot:\n", "3: sinks.pot.type: is required; write type: <type name>"),
+    "sink_in_the_pipeline": (
+        BASE + "pipeline:\n  - type: teapot\n",
+        "4: pipeline[0].type: is not a known enricher or filter type; known: remove, stamp; write it under sinks",
+    ),
+    "step_as_text": (
+        BASE + "pipeline:\n  - stamp\n",
+        "4: pipeline[0]: must be a mapping; write its options on the lines below it, indented",
+    ),
+    "step_option": (
+        BASE + "pipeline:\n  - type: stamp\n    feild: x\n",
+        "5: pipeline[0].feild: is not a known option; did you mean field?",
+    ),
+    "common_option": (
+        BASE + "pipeline:\n  - type: stamp\n    on_eror: skip\n",
+        "5: pipeline[0].on_eror: is not a known option; did you mean on_error?",
+    ),
+    "sink_option_in_the_pipeline": (
+        BASE + "pipeline:\n  - type: stamp\n    timeout_secs: 3\n",
+        "5: pipeline[0].timeout_secs: is not a known option; known: type, id, when, on_error, field",
+    ),
+    "when_required": (
+        BASE + "pipeline:\n  - type: remove\n",
+        "4: pipeline[0].when: is required; write which events are meant, e.g. when: {event_type: heartbeat}",
+    ),
+    "when_operator": (
+        BASE + "pipeline:\n  - type: stamp\n    when:\n      a: x\n      b:\n        gtt: 3\n",
+        "8: pipeline[0].when.b.gtt: is not a known operator; known: eq, ne, in,",
+    ),
+    "when_pattern": (
+        BASE + "pipeline:\n  - type: stamp\n    when: {a: {matches: '(a+)+'}}\n",
+        "5: pipeline[0].when.a.matches: repeats a group that holds a repeat or alternatives",
+    ),
+    "same_type_twice": (
+        BASE + "pipeline:\n  - type: stamp\n  - type: stamp\n",
+        "5: pipeline[1]: needs an id, since pipeline[0] on line 4 has its type as id; write one, e.g. id: stamp_2",
+    ),
+    "same_id_twice": (
+        BASE + "pipeline:\n  - type: stamp\n    id: a\n  - type: stamp\n    id: a\n",
+        "7: pipeline[1].id: is the id of pipeline[0] on line 4 too; write another",
+    ),
+    "same_id_as_a_sink": (
+        BASE + "pipeline:\n  - {type: stamp, id: pot}\n",
+        "2: sinks.pot: is the id of pipeline[0] on line 4 too; write another",
+    ),
+    "component_required": (
+        AUTH + "sinks:\n  pot: {type: teapot}\n",
+        "3: sinks.pot.spout: is required; write spout: <text>",
+    ),
+    "component_text": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: 7\n",
+        "5: sinks.pot.spout: must be text; write it in quotes",
+    ),
+    "component_range": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    sugar: 6\n",
+        "6: sinks.pot.sugar: must be at most 5; write whole number, 0 to 5",
+    ),
+    "component_enum": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    milk: never\n",
+        "6: sinks.pot.milk: must be one of: first, last, none",
+    ),
+    "component_nested": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    kettle:\n      wats: 6\n",
+        "7: sinks.pot.kettle.wats: is not a known option; did you mean watts?",
+    ),
+    "component_mapping_value": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    headers:\n      A: b\n      C: [d]\n",
+        "8: sinks.pot.headers.C: must be text; write it in quotes",
+    ),
+    "component_list_item": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    guests:\n      - a\n      - 7\n",
+        "8: sinks.pot.guests[1]: must be text; write it in quotes",
+    ),
+    "component_check_raises": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    lid: y\n",
+        "3: sinks.pot: cannot be checked: AttributeError in the component; write another value",
+    ),
+    "batch_option": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    batch:\n      max_event: 1\n",
+        "7: sinks.pot.batch.max_event: is not a known option; did you mean max_events?",
+    ),
+    "batch_option_of_an_unknown_type": (
+        AUTH + "sinks:\n  pot:\n    type: x\n    whatever: y\n    batch:\n      max_event: 1\n",
+        "7: sinks.pot.batch.max_event: is not a known option; did you mean max_events?",
+    ),
+    "retry_order": (
+        AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    retry: {max_secs: 0.1}\n",
+        "6: sinks.pot.retry.max_secs: must not be less than initial_secs; write a longer time",
+    ),
+}
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_mistake_is_told_with_line_path_and_advice(name: str, problems: Callable[..., list[str]]) -> None:
+    text, expected = BROKEN[name]
+    assert any(problem.startswith(expected) for problem in problems(text)), problems(text)
+
+
+def test_mistake_of_the_demo_key_is_told_when_only_its_digest_is_written(problems: Callable[..., list[str]]) -> None:
+    digest = hashlib.sha256(b"your_api_key").hexdigest().upper()
+    text = SINKS + f"server: {{listen: '[::]:2'}}\nauth:\n  keys:\n    - id: a\n      key_sha256: {digest}\n"
+    assert [line.split(";")[0] for line in problems(text)] == [
+        "6: auth.keys[0].key_sha256: is the demo key, which everybody knows, while server.listen is beyond loopback"
+    ]
+
+
+def test_mistakes_of_all_parts_come_in_one_answer_sorted_by_line(problems: Callable[..., list[str]]) -> None:
+    texts = [
+        "log: {level: loud, formatt: json}",
+        "spool: {path: '', durability: tape}",
+        "auth: {keys: [{id: A}, {id: b, key: x y}]}",
+        "pipeline:",
+        "  - {type: stamp, field: ''}",
+        "  - {type: stmp}",
+        "sinks:",
+        "  pot: {type: teapot, sugar: 9, when: {a: []}}",
+        "  Pan: {type: teapot, spout: x, required: yes}",
+        "nothing: 1",
+    ]
+    found = problems("\n".join(texts) + "\n")
+    assert [line.split(": ")[:2] for line in found] == [
+        ["1", "log.level"],
+        ["1", "log.formatt"],
+        ["2", "spool.path"],
+        ["2", "spool.durability"],
+        ["3", "auth.keys[0].id"],
+        ["3", "auth.keys[1].key"],
+        ["5", "pipeline[0].field"],
+        ["5", "pipeline[1]"],
+        ["6", "pipeline[1].type"],
+        ["8", "sinks.pot.when.a"],
+        ["8", "sinks.pot.sugar"],
+        ["8", "sinks.pot.spout"],
+        ["9", "sinks.Pan"],
+        ["9", "sinks.Pan.required"],
+        ["10", "nothing"],
+    ]
+
+
+def test_config_error_prints_one_line_for_each_problem(load_text: Callable[..., object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text("auth: 1\nsinks: 2\n")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(caught.value.problems) == 2
+    assert lines[0].endswith("edge.yaml:1: auth: must be a mapping; write its options on the lines below it, indented")
+
+
+def test_config_error_lists_two_hundred_problems_at_most(load_text: Callable[..., object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text("".join(f"option_{index}: 1\n" for index in range(5000)))
+    assert len(caught.value.problems) == 201
+    assert caught.value.problems[-1].what == "has more problems from here on"
+
+
+def test_file_that_cannot_be_read_is_told(small_registry: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml:1: cannot be read: No such file or directory; write one"):
+        load(tmp_path / "nowhere.yaml", small_registry, {})
+    with pytest.raises(ConfigError, match=r":1: cannot be read: Is a directory"):
+        load(tmp_path, small_registry, {})

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from edge.config.model import BatchOptions, Condition
+from edge.delivery.batcher import Batcher
+from edge.delivery.window import Window
+from edge.spool.format import MARK, REPLAY
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def batcher(spool: Any) -> Callable[..., Batcher]:
+    def build(
+        position: int | None = None,
+        when: Condition | None = None,
+        max_events: int = 100,
+        max_bytes: int = 1 << 20,
+    ) -> Batcher:
+        start = spool.log.first_seq if position is None else position
+        return Batcher("crm", spool.log, start, BatchOptions(max_events, max_bytes, 1.0), when)
+
+    return build
+
+
+def numbers(window: Window) -> list[int]:
+    return [orjson.loads(line)["n"] for line in window.lines]
+
+
+def cut_all(batcher: Batcher) -> list[Window]:
+    windows = []
+    while True:
+        batcher.fill(0.0, never)
+        if not batcher.behind:
+            return windows
+        windows.append(batcher.cut())
+
+
+def check(windows: list[Window], start: int, end: int) -> dict[str, int]:
+    """Check that windows join without a hole and return the sum of what they pass."""
+    totals = {"events": 0, "skipped": 0, "lost": 0}
+    for window in windows:
+        assert window.start == start
+        start = window.end
+        window.settle(range(len(window)), 1)
+        progress = window.advance()
+        assert progress is not None
+        totals["events"] += progress.delivered
+        totals["skipped"] += progress.skipped
+        totals["lost"] += progress.lost
+    assert start == end
+    return totals
+
+
+async def test_batcher_cuts_by_count_across_frames(spool: Any, batcher: Any) -> None:
+    start = await spool.put(7)
+    for _ in range(6):
+        await spool.put(3)
+    windows = cut_all(batcher(start, max_events=10))
+    assert [len(window) for window in windows] == [10, 10, 5]
+    assert [n for window in windows for n in numbers(window)] == list(range(25))
+    check(windows, start, spool.log.durable_seq)
+
+
+async def test_batcher_cuts_a_large_frame_into_several_batches(spool: Any, batcher: Any) -> None:
+    start = await spool.put(250)
+    windows = cut_all(batcher(start, max_events=100))
+    assert [len(window) for window in windows] == [100, 100, 50]
+    ids = [window.batch("s", range(len(window))).id for window in windows]
+    assert [id.rpartition("-")[0] for id in ids] == [
+        f"s-{start + a}-{start + b}" for a, b in [(0, 99), (100, 199), (200, 249)]
+    ]
+
+
+async def test_batcher_cuts_by_bytes(spool: Any, batcher: Any) -> None:
+    start = await spool.put(10, size=1000)
+    windows = cut_all(batcher(start, max_bytes=3500))
+    assert [len(window) for window in windows] == [3, 3, 3, 1]
+    assert all(sum(map(len, window.lines)) <= 3500 for window in windows)
+
+
+async def test_batcher_sends_an_oversized_event_alone(spool: Any, batcher: Any) -> None:
+    start = await spool.put(2)
+    await spool.put(1, size=5000)
+    await spool.put(2)
+    windows = cut_all(batcher(start, max_bytes=1000))
+    assert [numbers(window) for window in windows] == [[0, 1], [2], [3, 4]]
+
+
+async def test_batcher_begins_in_the_middle_of_a_frame(spool: Any, batcher: Any) -> None:
+    start = await spool.put(10)
+    windows = cut_all(batcher(start + 4))
+    assert numbers(windows[0]) == [4, 5, 6, 7, 8, 9]
+    assert windows[0].start == start + 4
+
+
+async def test_batcher_skips_what_when_does_not_match(spool: Any, batcher: Any) -> None:
+    start = await spool.put(30)
+    windows = cut_all(batcher(start, when=lambda event: event["n"] % 3 == 0, max_events=4))
+    assert [n for window in windows for n in numbers(window)] == list(range(0, 30, 3))
+    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "skipped": 20, "lost": 0}
+
+
+async def test_batcher_returns_a_window_without_events_when_all_are_skipped(spool: Any, batcher: Any) -> None:
+    start = await spool.put(500)
+    made = batcher(start, when=lambda _: False)
+    windows = cut_all(made)
+    assert check(windows, start, spool.log.durable_seq) == {"events": 0, "skipped": 500, "lost": 0}
+    assert made.empty
+    assert made.wanted_events() == 100
+
+
+async def test_batcher_delivers_events_whose_condition_raises(spool: Any, batcher: Any) -> None:
+    start = await spool.put_lines([b'{"n": 0}', b"not json", b'{"n": 2}'])
+    made = batcher(start, when=lambda event: event["n"] > 1)
+    windows = cut_all(made)
+    assert windows[0].lines == [b"not json", b'{"n": 2}']
+    assert made.unparsed_events == 1
+
+
+async def test_batcher_takes_replayed_events_of_its_own_sink_only(spool: Any, batcher: Any) -> None:
+    start = await spool.put(1)
+    await spool.put(2, kind=REPLAY, sink="crm")
+    await spool.put(2, kind=REPLAY, sink="archive")
+    await spool.put(1)
+    windows = cut_all(batcher(start))
+    assert [n for window in windows for n in numbers(window)] == [0, 1, 2, 5]
+    assert check(windows, start, spool.log.durable_seq) == {"events": 4, "skipped": 2, "lost": 0}
+
+
+async def test_batcher_passes_frames_that_hold_no_events(spool: Any, batcher: Any) -> None:
+    start = await spool.put(1)
+    await spool.log.append(b'{"action":"x"}', 1, MARK)
+    await spool.log.append(b"\xff\xfe not ours", 3)
+    await spool.log.append(b"[1,2]\n{}", 1)
+    await spool.log.append(b'{"key":"web"}\n{}', 2)
+    await spool.put(1)
+    made = batcher(start)
+    windows = cut_all(made)
+    assert [n for window in windows for n in numbers(window)] == [0, 1]
+    assert check(windows, start, spool.log.durable_seq) == {"events": 2, "skipped": 1, "lost": 6}
+    assert made.unreadable_events == 6
+
+
+async def test_batcher_keeps_the_metadata_of_each_events_frame(spool: Any, batcher: Any) -> None:
+    start = await spool.put(2, key="web", request_id="a")
+    await spool.put(1, key="app", request_id="b", traceparent="00-1")
+    [window] = cut_all(batcher(start))
+    assert [item.key_id for item in window.metadata] == ["web", "web", "app"]
+    assert [meta["request_id"] for meta in window.metas] == ["a", "a", "b"]
+    assert window.metadata[2].traceparent == "00-1"
+
+
+async def test_batcher_wants_more_events_as_long_as_bytes_allow(spool: Any, batcher: Any) -> None:
+    start = await spool.put(1, size=900)
+    made = batcher(start, max_events=1000, max_bytes=10_000)
+    assert made.wanted_events() == 1
+    made.fill(0.0, never)
+    assert 1 < made.wanted_events() <= 10
+    assert not made.full
+    await spool.put(10, size=900)
+    made.fill(0.0, never)
+    assert made.full
+
+
+async def test_batcher_stops_reading_when_told(spool: Any, batcher: Any) -> None:
+    start = await spool.put(1000, size=200)
+    for _ in range(4):
+        await spool.put(1000, size=200)
+    made = batcher(start, max_events=100_000, max_bytes=1 << 30)
+    made.fill(0.0, lambda: True)
+    assert start < made.read_position < spool.log.durable_seq
+
+
+async def test_batcher_counts_a_hole_in_the_spool_as_lost(spool: Any, batcher: Any) -> None:
+    start = await spool.put(5)
+    hole = 40
+    await spool.log.close()
+    spool.log = spool._open(spool.log.durable_seq + hole)
+    await spool.put(5)
+    windows = cut_all(batcher(start))
+    assert [n for window in windows for n in numbers(window)] == list(range(10))
+    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "skipped": 0, "lost": hole}

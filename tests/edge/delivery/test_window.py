@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.api import EventMetadata
+from edge.delivery.window import DEAD, DELIVERED, Window
+from edge.event import event_metadata
+
+METADATA: EventMetadata = event_metadata({})
+
+
+def window(start: int, end: int, seqs: list[int], gaps: list[tuple[int, int]] | None = None) -> Window:
+    n = len(seqs)
+    return Window(start, end, seqs, [b"{}"] * n, [{}] * n, [METADATA] * n, gaps or [])
+
+
+@given(st.sets(st.integers(0, 40), min_size=1), st.sets(st.integers(0, 40), min_size=1))
+def test_batch_id_is_the_same_only_for_the_same_events(one: set[int], other: set[int]) -> None:
+    first, second = (window(0, 50, sorted(seqs)) for seqs in (one, other))
+    same = first.batch("s", range(len(one))).id == second.batch("s", range(len(other))).id
+    assert same == (one == other)
+
+
+def test_batch_id_names_shard_and_positions() -> None:
+    batch = window(7, 12, [7, 8, 9, 10, 11]).batch("shard-003", [1, 2, 3])
+    assert batch.id.startswith("shard-003-8-10-")
+
+
+def test_batch_id_differs_for_the_same_positions_of_another_spool() -> None:
+    one, other = window(0, 2, [0, 1]), window(0, 2, [0, 1])
+    other.metas[0] = {"received_at": "2025-10-09T08:53:20+00:00"}
+    assert one.batch("s", [0, 1]).id != other.batch("s", [0, 1]).id
+
+
+def test_window_stops_at_the_first_pending_event() -> None:
+    part = window(10, 15, [10, 11, 12, 13, 14])
+    part.settle([0, 1, 3], DELIVERED)
+    progress = part.advance()
+    assert progress is not None
+    assert (progress.position, progress.delivered) == (12, 2)
+    assert part.advance() is None
+    part.settle([2], DEAD)
+    progress = part.advance()
+    assert progress is not None
+    assert (progress.position, progress.delivered, progress.dead_lettered) == (14, 1, 1)
+    assert part.first_pending() == 4
+
+
+def test_window_without_events_passes_what_was_skipped_and_lost() -> None:
+    progress = window(10, 30, [], [(15, 5)]).advance()
+    assert progress is not None
+    assert (progress.position, progress.skipped, progress.lost) == (30, 15, 5)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30))
+def test_window_balances_whatever_order_events_settle_in(seed: int, n: int) -> None:
+    rng = random.Random(seed)
+    position, seqs, gaps = 100, [], []
+    for _ in range(n):
+        if lost := rng.choice([0, 0, 0, 5]):
+            position += lost
+            gaps.append((position, lost))
+        position += rng.choice([0, 0, 1, 3])
+        seqs.append(position)
+        position += 1
+    end = position + rng.choice([0, 4])
+    part = window(100, end, seqs, gaps)
+    order = list(range(n))
+    rng.shuffle(order)
+    totals = [0, 0, 0, 0]
+    for index in order:
+        part.settle([index], rng.choice([DELIVERED, DEAD]))
+        progress = part.advance()
+        if progress is not None:
+            counts = (progress.delivered, progress.dead_lettered, progress.skipped, progress.lost)
+            assert min(counts) >= 0
+            totals = [total + count for total, count in zip(totals, counts, strict=True)]
+            assert progress.position == 100 + sum(totals)
+    assert 100 + sum(totals) == end
+    assert totals[0] + totals[1] == n
+    assert totals[3] == sum(lost for _, lost in gaps)

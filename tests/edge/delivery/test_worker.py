@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from edge.api import PermanentError, RetryableError
+from edge.delivery.circuit import CircuitState
+from edge.outcomes import AttemptResult, SinkOutcome
+from edge.spool.cursor import Cursor, CursorFile
+from edge.spool.format import REPLAY
+
+DELIVERED, DEAD, SKIPPED = SinkOutcome.DELIVERED, SinkOutcome.DEAD_LETTERED, SinkOutcome.SKIPPED
+
+
+async def test_worker_delivers_every_event_in_order(spool: Any, station: Any, eventually: Any) -> None:
+    st = station(max_events=10)
+    st.start()
+    for n in (3, 25, 1, 1, 12):
+        await spool.put(n)
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == list(range(42))
+    assert st.sink.opens == 1
+    assert st.sink.overlaps == 0
+    assert st.observer.outcomes == {("crm", DELIVERED): 42}
+    st.assert_balanced()
+
+
+async def test_worker_begins_a_new_sink_at_the_end_of_the_spool(spool: Any, station: Any, eventually: Any) -> None:
+    base = await spool.put(5) + 5
+    st = station()
+    worker = st.start()
+    saved = CursorFile(spool.path, "crm").load()
+    assert saved == Cursor(position=base, base=base, delivered=0, dead_lettered=0, skipped=0, lost=0)
+    await spool.put(2)
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == [5, 6]
+    assert worker.snapshot().cursor.base == base
+
+
+async def test_worker_waits_for_a_full_batch(spool: Any, station: Any, clock: Any, eventually: Any) -> None:
+    st = station(clock=clock, max_events=10, max_age_secs=5)
+    st.start()
+    for _ in range(9):
+        await spool.put(1)
+    await eventually(lambda: clock.sleeping)
+    assert st.sink.attempts == []
+    await spool.put(1)
+    await eventually(lambda: st.settled)
+    assert [len(batch) for batch in st.sink.attempts] == [10]
+    assert clock.now == 1000.0
+
+
+async def test_worker_delivers_a_part_of_a_batch_once_it_is_old(
+    spool: Any, station: Any, clock: Any, eventually: Any
+) -> None:
+    st = station(clock=clock, max_events=10, max_age_secs=5)
+    st.start()
+    await spool.put(4)
+    await eventually(lambda: clock.sleeping == [5.0])
+    clock.advance(3)
+    await spool.put(2)
+    await eventually(lambda: clock.sleeping == [2.0])
+    assert st.sink.attempts == []
+    clock.advance(2)
+    await eventually(lambda: st.settled)
+    assert [len(batch) for batch in st.sink.attempts] == [6]
+
+
+async def test_worker_sees_that_a_batch_is_full_by_bytes(spool: Any, station: Any, clock: Any, eventually: Any) -> None:
+    st = station(clock=clock, max_events=1000, max_bytes=5000, max_age_secs=3600)
+    st.start()
+    for _ in range(6):
+        await spool.put(1, size=1000)
+    await eventually(lambda: st.sink.attempts)
+    assert clock.now == 1000.0
+    assert len(st.sink.attempts[0]) == 4
+
+
+async def test_worker_wakes_no_more_often_than_needed(
+    spool: Any, station: Any, clock: Any, eventually: Any, monkeypatch: Any
+) -> None:
+    st = station(clock=clock, max_events=100, max_age_secs=5)
+    await spool.put(1)
+    st.start()
+    await spool.put(100)
+    await eventually(lambda: st.settled)
+    reads = 0
+    real = spool.log.read
+
+    def read(position: int, max_bytes: int) -> Any:
+        nonlocal reads
+        reads += 1
+        return real(position, max_bytes)
+
+    monkeypatch.setattr(spool.log, "read", read)
+    for _ in range(99):
+        await spool.put(1)
+    assert reads <= 2
+    await spool.put(1)
+    await eventually(lambda: st.settled)
+    assert reads <= 4
+
+
+async def test_worker_retries_the_same_batch_until_the_target_takes_it(
+    spool: Any, station: Any, clock: Any, until: Any
+) -> None:
+    st = station(clock=clock, max_events=4)
+    st.sink.script = [RetryableError("down"), OSError("refused"), RuntimeError("a bug"), RetryableError("down")]
+    st.start()
+    await spool.put(8)
+    await until(lambda: st.settled)
+    ids = [batch.id for batch in st.sink.attempts]
+    assert len(set(ids)) == 2
+    assert ids[:5] == [ids[0]] * 5
+    assert st.sink.numbers() == list(range(8))
+    assert st.observer.results == {AttemptResult.RETRYABLE: 4, AttemptResult.OK: 2}
+    assert st.observer.batches == [4, 4]
+    st.assert_balanced()
+
+
+async def test_worker_honours_retry_after(spool: Any, station: Any, clock: Any, eventually: Any) -> None:
+    st = station(clock=clock)
+    st.sink.script = [RetryableError("slow down", retry_after=30)]
+    worker = st.start()
+    await spool.put(1)
+    await eventually(lambda: clock.sleeping == [30.0])
+    assert worker.snapshot().retry_in_secs == 30.0
+    assert worker.snapshot().last_error == "slow down"
+    clock.advance(29.9)
+    assert len(st.sink.attempts) == 1
+    clock.advance(0.1)
+    await eventually(lambda: st.settled)
+    assert len(st.sink.attempts) == 2
+    assert worker.snapshot().last_error == ""
+
+
+async def test_worker_opens_the_circuit_and_the_sink_again(
+    spool: Any, station: Any, clock: Any, until: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("circuit opened")
+    st = station(clock=clock)
+    st.sink.answer = lambda _: RetryableError("down")
+    worker = st.start()
+    await spool.put(1)
+    await until(lambda: worker.snapshot().circuit == CircuitState.OPEN)
+    assert len(st.sink.attempts) == 5
+    assert not worker.snapshot().open
+    assert st.sink.opens == 1
+    probes = len(st.sink.attempts)
+    started = clock.now
+    await until(lambda: clock.now - started >= 60)
+    assert 10 <= len(st.sink.attempts) - probes <= 12
+    assert st.sink.opens == 1 + len(st.sink.attempts) - probes
+    st.sink.answer = None
+    await until(lambda: st.settled)
+    snapshot = worker.snapshot()
+    assert (snapshot.open, snapshot.circuit, snapshot.last_error) == (True, CircuitState.CLOSED, "")
+
+
+async def test_worker_opens_the_circuit_at_once_when_the_error_asks_for_it(
+    spool: Any, station: Any, clock: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("circuit opened")
+    st = station(clock=clock)
+    st.sink.script = [RetryableError("401", open_circuit=True)]
+    worker = st.start()
+    await spool.put(1)
+    await eventually(lambda: worker.snapshot().circuit == CircuitState.OPEN and clock.sleeping)
+    assert 5.0 <= clock.sleeping[0] <= 5.5
+    clock.advance(5.5)
+    await eventually(lambda: st.settled)
+
+
+async def test_worker_opens_a_sink_that_does_not_open_at_first(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("circuit opened")
+    st = station(clock=clock)
+    st.sink.open_script = [OSError("no route"), *[SystemExit(2)] * 8]
+    worker = st.start()
+    await spool.put(3)
+    await until(lambda: worker.snapshot().last_error == "edge_open: SystemExit: 2")
+    assert not worker.snapshot().open
+    await until(lambda: st.settled)
+    assert st.sink.opens == 10
+    assert st.sink.numbers() == [0, 1, 2]
+
+
+async def test_worker_counts_a_timeout_and_tries_again(spool: Any, station: Any, eventually: Any) -> None:
+    st = station(timeout_secs=0.05, initial_secs=0.001, max_secs=0.001)
+    cancelled = asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            cancelled.set()
+
+    st.sink.script = [hang]
+    worker = st.start()
+    await spool.put(2)
+    await eventually(lambda: worker.snapshot().last_error == "no answer within 0.05 s" or st.settled)
+    await eventually(lambda: st.settled)
+    assert cancelled.is_set()
+    assert st.observer.results == {AttemptResult.TIMEOUT: 1, AttemptResult.OK: 1}
+
+
+async def test_worker_survives_whatever_a_sink_raises(spool: Any, station: Any, clock: Any, until: Any) -> None:
+    class UnreadableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    st = station(clock=clock, max_secs=0.5)
+    errors = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), UnreadableError()]
+    texts = []
+    for error in errors:
+        st.sink.script += [error, None]
+    worker = st.start()
+    for _ in errors:
+        await spool.put(1)
+        await until(lambda: worker.snapshot().last_error)
+        texts.append(worker.snapshot().last_error)
+        await until(lambda: st.settled)
+    assert [text.split(":")[0] for text in texts] == [type(error).__name__ for error in errors]
+    assert st.sink.numbers() == list(range(5))
+
+
+async def test_worker_skips_what_the_sink_does_not_want(
+    spool: Any, station: Any, new_sink: Any, eventually: Any
+) -> None:
+    st = station(new_sink(when=lambda event: event["n"] % 2 == 1))
+    st.start()
+    await spool.put(10)
+    await spool.put(3, kind=REPLAY, sink="archive")
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == [1, 3, 5, 7, 9]
+    assert st.observer.outcomes == {("crm", DELIVERED): 5, ("crm", SKIPPED): 8}
+    st.assert_balanced()
+
+
+async def test_worker_saves_the_cursor_of_an_idle_sink(spool: Any, station: Any, eventually: Any) -> None:
+    st = station()
+    worker = st.start()
+    end = await spool.put(3) + 3
+    await eventually(lambda: worker.durable_position == end)
+    saved = CursorFile(spool.path, "crm").load()
+    assert saved == worker.snapshot().cursor
+    assert saved.delivered == 3
+
+
+async def test_worker_keeps_few_events_unsaved(spool: Any, station: Any, eventually: Any) -> None:
+    st = station(max_events=400)
+    for _ in range(20):
+        await spool.put(1000)
+    worst = 0
+    file = CursorFile(spool.path, "crm")
+    first = spool.log.first_seq
+    file.save(Cursor(first, first, 0, 0, 0, 0))
+
+    def look(batch: Any) -> None:
+        nonlocal worst
+        saved = CursorFile(spool.path, "crm").load()
+        worst = max(worst, st.worker.snapshot().cursor.position - saved.position)
+
+    st.sink.answer = look
+    st.start()
+    await eventually(lambda: st.settled)
+    assert len(st.sink.taken) == 20_000
+    assert worst <= 1000
+
+
+async def test_worker_reports_the_age_of_the_oldest_pending_event(
+    spool: Any, station: Any, clock: Any, eventually: Any
+) -> None:
+    st = station(clock=clock)
+    st.sink.script = [RetryableError("down", retry_after=100)]
+    worker = st.start()
+    assert worker.snapshot().oldest_pending_age_secs == 0.0
+    await spool.put(1, received_at="2025-10-09T08:53:10+00:00")
+    await eventually(lambda: clock.sleeping == [100.0])
+    assert worker.snapshot().oldest_pending_age_secs == 10.0
+    clock.wall -= 3600
+    assert worker.snapshot().oldest_pending_age_secs == 0.0
+    clock.advance(100)
+    await eventually(lambda: st.settled)
+    assert worker.snapshot().oldest_pending_age_secs == 0.0
+
+
+async def test_worker_knows_the_age_although_the_sink_never_opened(
+    spool: Any, station: Any, clock: Any, eventually: Any
+) -> None:
+    first = spool.log.first_seq
+    CursorFile(spool.path, "crm").save(Cursor(first, first, 0, 0, 0, 0))
+    await spool.put(1, received_at="2025-10-09T08:53:00+00:00")
+    st = station(clock=clock, initial_secs=1000, max_secs=1000)
+    st.sink.open_script = [OSError("no route")]
+    worker = st.start()
+    await eventually(lambda: clock.sleeping)
+    assert worker.snapshot().oldest_pending_age_secs == 20.0
+    assert worker.snapshot().pending_events == 1
+
+
+async def test_worker_never_lets_a_dead_sink_slow_another_one(
+    spool: Any, station: Any, new_sink: Any, eventually: Any
+) -> None:
+    dead = station(new_sink("dead"), timeout_secs=30)
+
+    async def hang(_: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    dead.sink.answer = hang
+    well = station(new_sink("well"))
+    dead.start()
+    well.start()
+    for _ in range(50):
+        await spool.put(10)
+        await eventually(lambda: well.settled, timeout_secs=1)
+    assert well.sink.numbers() == list(range(500))
+    assert dead.worker.snapshot().pending_events == 500
+
+
+async def test_worker_passes_events_that_the_spool_lost(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("lost events")
+    st = station()
+    worker = st.start()
+    await spool.put(5)
+    await eventually(lambda: st.settled)
+    await worker.stop(1)
+    await spool.log.close()
+    spool.log = spool._open(spool.log.durable_seq + 40)
+    worker = st.start()
+    await spool.put(5)
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == list(range(10))
+    assert worker.snapshot().cursor.lost == 40
+    st.assert_balanced()
+
+
+async def test_worker_sets_a_cursor_beyond_the_spool_back(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("beyond the spool")
+    CursorFile(spool.path, "crm").save(Cursor(10_000, 0, 10_000, 0, 0, 0))
+    st = station()
+    st.start()
+    await spool.put(3)
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == [0, 1, 2]
+    st.assert_balanced()
+
+
+async def test_worker_makes_dead_letters_of_what_is_refused_for_good(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("dead letters")
+    st = station(clock=clock, max_events=3)
+    st.sink.script = [RetryableError("busy"), PermanentError("400: no such table"), None]
+    worker = st.start()
+    start = await spool.put(6, request_id="req-7")
+    await until(lambda: st.settled)
+    assert st.sink.numbers() == [3, 4, 5]
+    letters = await st.letters()
+    assert [letter.line for letter in letters] == list(st.sink.attempts[0].lines)
+    letter = letters[0]
+    assert (letter.sink, letter.reason, letter.attempts) == ("crm", "permanent", 2)
+    assert (letter.first_error, letter.last_error) == ("busy", "400: no such table")
+    assert letter.metadata.request_id == "req-7"
+    assert letter.event_id == "evt_0"
+    assert letter.died_at.timestamp() == clock.time()
+    assert worker.snapshot().cursor.position == start + 6
+    assert worker.snapshot().dead_letters == 3
+    assert st.observer.outcomes == {("crm", DELIVERED): 3, ("crm", DEAD): 3}
+    st.assert_balanced()
+
+
+async def test_worker_counts_dead_letters_it_is_told_not_to_keep(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("not kept")
+    st = station(dead_letter=False)
+    st.sink.answer = lambda _: PermanentError("no")
+    worker = st.start()
+    await spool.put(4)
+    await eventually(lambda: st.settled)
+    assert worker.snapshot().cursor.dead_lettered == 4
+    assert not st.store.path.exists()
+
+
+async def test_worker_divides_a_batch_to_find_the_bad_event(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("dead letters")
+    st = station(max_events=64)
+
+    def judge(batch: Any) -> None:
+        if any(event["n"] == 37 for event in batch.events):
+            raise PermanentError("bad row", divide=True)
+
+    st.sink.answer = judge
+    st.start()
+    await spool.put(64)
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == [n for n in range(64) if n != 37]
+    assert [letter.event_id for letter in await st.letters()] == ["evt_37"]
+    assert len(st.sink.attempts) == 2 * 6 + 1
+    ids = [batch.id for batch in st.sink.attempts]
+    assert len(set(ids)) == len(ids)
+    st.assert_balanced()
+
+
+async def test_worker_retries_only_the_events_the_target_did_not_take(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("dead letters")
+    st = station(clock=clock, max_events=10)
+    st.sink.script = [
+        {2: RetryableError("429"), 5: PermanentError("too old"), 7: ValueError("a bug")},
+        {1: RetryableError("429", retry_after=7)},
+        None,
+    ]
+    worker = st.start()
+    await spool.put(10)
+    await until(lambda: st.settled)
+    assert [[event["n"] for event in batch.events] for batch in st.sink.attempts] == [list(range(10)), [2, 7], [7]]
+    assert len({batch.id for batch in st.sink.attempts}) == 3
+    [letter] = await st.letters()
+    assert (letter.event_id, letter.reason, letter.last_error) == ("evt_5", "permanent", "too old")
+    assert worker.snapshot().cursor.delivered == 9
+    assert worker.snapshot().circuit == CircuitState.CLOSED
+    assert clock.now >= 1007
+    assert st.observer.results == {AttemptResult.RETRYABLE: 2, AttemptResult.OK: 1}
+    st.assert_balanced()
+
+
+async def test_worker_takes_nonsense_as_an_answer_for_a_refusal(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("dead letters")
+    st = station(max_events=1)
+    st.sink.script = ["done", {9: RetryableError()}, {0: "no"}, {"0": PermanentError()}, [0], {}]
+    st.start()
+    await spool.put(6)
+    await eventually(lambda: st.settled)
+    letters = await st.letters()
+    assert [letter.reason for letter in letters] == ["invalid_result"] * 5
+    assert "returned a str" in letters[0].last_error
+    st.assert_balanced()
+
+
+async def test_worker_gives_up_after_the_time_allowed(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str]
+) -> None:
+    expect_log += ["dead letters", "circuit opened", "still failing"]
+    st = station(clock=clock, give_up_secs=90)
+    st.sink.answer = lambda batch: RetryableError("down") if batch.events[0]["n"] == 0 else None
+    st.start()
+    await spool.put(2)
+    started = clock.now
+    await until(lambda: st.settled)
+    assert 90 <= clock.now - started < 91
+    letters = await st.letters()
+    assert [letter.reason for letter in letters] == ["gave_up"] * 2
+    assert letters[0].attempts == len(st.sink.attempts)
+    await spool.put(1)
+    await until(lambda: st.settled)
+    assert st.sink.numbers() == [2]
+
+
+async def test_worker_gives_up_although_the_sink_does_not_open(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str]
+) -> None:
+    expect_log += ["dead letters", "circuit opened"]
+    st = station(clock=clock, give_up_secs=20)
+    st.sink.script = [RetryableError("gone", open_circuit=True)]
+    st.sink.open_script = [None, *[OSError("no route")] * 3, *[None]]
+    st.start()
+    await spool.put(1)
+    await until(lambda: st.settled)
+    [letter] = await st.letters()
+    assert (letter.reason, letter.attempts, letter.first_error) == ("gave_up", 1, "gone")
+    assert letter.last_error == "edge_open: OSError: no route"
+
+
+async def test_worker_does_not_pass_dead_letters_it_could_not_write(
+    spool: Any, station: Any, clock: Any, until: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log += ["dead letters"]
+    st = station(clock=clock)
+    st.sink.script = [PermanentError("no")]
+    worker = st.start()
+    st.store.path.parent.mkdir(parents=True, exist_ok=True)
+    st.store.path.write_text("a file where the directory should be")
+    start = await spool.put(1)
+    await eventually(lambda: clock.sleeping)
+    await until(lambda: clock.now > 1010)
+    assert worker.snapshot().cursor.position == start
+    st.store.path.unlink()
+    await until(lambda: st.settled)
+    assert len(await st.letters()) == 1
+    assert worker.snapshot().cursor.dead_lettered == 1

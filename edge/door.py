@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Protocol
 
 import orjson
@@ -30,8 +31,14 @@ from edge.validation import Detail, EventValidator
 
 log = structlog.get_logger(__name__)
 
-SLICE_EVENTS = 64
-"""A large batch gives the event loop back after so many events: other senders wait a few milliseconds, not hundreds."""
+SLICE_SECS = 0.005
+"""A large batch gives the event loop back after so long: other senders wait a few milliseconds, not hundreds."""
+
+REQUEST_DETAILS = 10_000
+EVENT_DETAILS = 1_000
+LEAST_DETAILS = 20
+"""How many mistakes are listed: of one event, of a request, and of an event once its request has had its share. Without
+a bound a small body would draw an answer of many megabytes; what is not listed is counted in the last detail."""
 
 BUSY_CODES: tuple[tuple[type[Exception], str], ...] = (
     (SpoolBackpressureError, "busy.backpressure"),
@@ -150,10 +157,15 @@ class Door:
     async def _judge_and_store(self, candidates: Sequence[Candidate], context: Context, sent_at: str) -> Result:
         plan = self.plan
         judged: list[Judged] = []
-        for index, candidate in enumerate(candidates):
-            if index % SLICE_EVENTS == SLICE_EVENTS - 1:
+        room = REQUEST_DETAILS
+        slice_began = perf_counter()
+        for candidate in candidates:
+            if perf_counter() - slice_began > SLICE_SECS:
                 await asyncio.sleep(0)
-            judged.append(_judge(plan, candidate, context))
+                slice_began = perf_counter()
+            item = _judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)))
+            room -= len(item.details)
+            judged.append(item)
         result = Result(judged)
         accepted = [item for item in judged if item.outcome is Outcome.ACCEPTED]
         if accepted:
@@ -185,14 +197,14 @@ class Door:
             self._books.settled(outcome, reason, n_events)
 
 
-def _judge(plan: Plan, candidate: Candidate, context: Context) -> Judged:
+def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int) -> Judged:
     """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted."""
     value = candidate.value
     event_id = _event_id(value)
     mistake = candidate.mistake or _too_large(candidate, plan.event_bytes)
     if mistake is not None:
         return Judged(Outcome.INVALID, mistake["code"], event_id=event_id, details=[mistake])
-    event, details = plan.validator.validate(value)
+    event, details = plan.validator.validate(value, max_details)
     if event is None:
         return Judged(Outcome.INVALID, details[0]["code"], event_id=event_id, details=details)
     verdict: Verdict = plan.pipeline.run(event, context)

@@ -108,6 +108,11 @@ class Process:
 
     async def serve(self, announce: Announce) -> int:
         """Start, serve until a signal asks to stop, drain. Raises what keeps the gateway from starting."""
+        # Before anything is opened: a signal during the start is a drain right after it, not a death in the middle.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         ingest_sockets, admin_sockets = self._bind()
         try:
             started = await self.start(ingest_sockets, admin_sockets)
@@ -115,9 +120,6 @@ class Process:
             for sock in (*ingest_sockets, *admin_sockets):
                 sock.close()
             raise
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._spawn_reload)
         announce(started)
         await self._stop.wait()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge.cli.common import CONFIG, config_option, fail, load_config, load_effective, load_registry
+from edge.cli.common import CONFIG, config_option, load_config, load_effective, load_registry
 from edge.logs import escape
 
 
@@ -26,7 +26,8 @@ def check(config_path: Path, *, print_: bool) -> None:
     try:
         bind(config, registry)
     except BindingError as error:
-        fail(str(error), CONFIG)
+        click.echo(escape(str(error)), err=True)
+        raise SystemExit(CONFIG) from None
     for warning in config.warnings:
         click.echo(f"warning: {escape(warning)}", err=True)
     if print_:

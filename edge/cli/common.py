@@ -102,5 +102,8 @@ class OrderedGroup(click.Group):
             return super().invoke(ctx)
         except EdgeError as error:
             fail(str(error) or type(error).__name__)
-        except PermissionError as error:
-            fail(f"{error.filename}: {error.strerror}; run this as the user that runs the gateway")
+        except BrokenPipeError:
+            raise  # whoever read stdout has gone; click leaves quietly
+        except OSError as error:
+            advice = "; run this as the user that runs the gateway" if isinstance(error, PermissionError) else ""
+            fail(f"{error.filename or 'the system'}: {error.strerror}{advice}")

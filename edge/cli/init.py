@@ -43,8 +43,6 @@ def init(path: Path, *, force: bool) -> None:
         _write(path, template().replace(PLACEHOLDER, key), force=force)
     except FileExistsError:
         fail(f"{path} is there already; --force replaces it, keys included")
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
     shown = escape(str(path))
     click.echo(f"wrote {shown}, key {key}")
     click.echo("next:")

@@ -231,8 +231,11 @@ class SinkWorker:
                     # The spool has more and does not give it: asking again at once would only burn the processor.
                     await self._waiter.wait(START_OVER_SECS)
             elif not due:
-                until_seq = batcher.read_position + batcher.wanted_events()
-                await self._waiter.wait(None if due_at is None else due_at - now, until_seq)
+                if due_at is None:
+                    # The first event only starts the clock of its batch.
+                    await self._waiter.wait(None, batcher.read_position + 1)
+                else:
+                    await self._waiter.wait(due_at - now, batcher.read_position + batcher.wanted_events())
                 continue
             if batcher.behind and (batcher.empty or due):
                 return batcher.cut()

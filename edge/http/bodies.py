@@ -107,7 +107,7 @@ def decompress(coding: str, data: bytes, max_bytes: int, max_ratio: int) -> byte
     """Return the decompressed body; blocking, a few milliseconds for each MiB of output.
 
     `BodyError` 413 past `max_bytes`, past `max_ratio` times the compressed length, or past 1,024 members; 400 for
-    data that is truncated, corrupt, followed by something else, or in need of a window above 8 MiB (zstd) or 4 MiB (br).
+    data that is truncated, corrupt, followed by something else, or wants a window above 8 MiB (zstd) or 4 MiB (br).
     While it runs it takes the window in memory, beside the output.
     """
     by_ratio = max(RATIO_FREE_BYTES, max_ratio * len(data))

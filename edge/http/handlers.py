@@ -170,7 +170,7 @@ class EdgeHandler(RequestHandler):
     def send(self, answer: Answer) -> None:
         """Send a whole answer."""
         body = self._headed(answer)
-        self.finish(body if body else None)
+        self.finish(body or None)
 
     def _headed(self, answer: Answer) -> bytes:
         """Set status and headers of an answer and return its body."""

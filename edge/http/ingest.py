@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
 
 from edge.api import Context
 from edge.door import Judged, Result
@@ -18,11 +18,11 @@ from edge.http.state import HttpPlan, Site
 from edge.outcomes import Outcome
 from edge.validation import Detail
 
-THREAD_BYTES = 64 * 1024
-"""Compressed bodies from this size on are decompressed in a thread: zlib, brotli and zstd let go of the GIL."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
-ANSWER_DETAILS = 10_000
-"""Details in the answer to a batch, all events together: a small body must not draw an answer of many megabytes."""
+THREAD_BYTES = 64 * 1024
+"""Bodies from this size on are decompressed and decoded in a thread, so that other senders do not wait for it."""
 
 
 class IngestHandler(EdgeHandler):
@@ -118,13 +118,11 @@ class IngestHandler(EdgeHandler):
     async def _body(self) -> bytes:
         """Return the body, decompressed."""
         data = b"".join(self._chunks)
+        limits = self.plan.limits
         for coding in self._codings or bodies.sniff_codings(data):
-            limits = self.plan.limits
-            if len(data) < THREAD_BYTES:
-                data = bodies.decompress(coding, data, limits.decompressed_bytes, limits.decompressed_ratio)
-            else:
-                data = await asyncio.to_thread(
-                    bodies.decompress, coding, data, limits.decompressed_bytes, limits.decompressed_ratio
+            async with self.site.decompressions:
+                data = await _off_loop(
+                    len(data), bodies.decompress, coding, data, limits.decompressed_bytes, limits.decompressed_ratio
                 )
         return data
 
@@ -183,7 +181,7 @@ class EventHandler(IngestHandler):
 
     async def take(self, raw: bytes, context: Context) -> Answer:
         """Judge and store the one event of the body."""
-        candidate = decode_event(raw, self.plan.limits)
+        candidate = await _off_loop(len(raw), decode_event, raw, self.plan.limits)
         if candidate.mistake is not None:
             return self.unreadable(context, [candidate.mistake])
         quota = self.over_quota(context, 1)
@@ -201,7 +199,7 @@ class BatchHandler(IngestHandler):
 
     async def take(self, raw: bytes, context: Context) -> Answer:
         """Judge every event of the body and store the good ones."""
-        decoded = decode_batch(raw, self._media_type, self.plan.limits)
+        decoded = await _off_loop(len(raw), decode_batch, raw, self._media_type, self.plan.limits)
         if decoded.details:
             return self.unreadable(context, decoded.details)
         quota = self.over_quota(context, len(decoded.candidates))
@@ -209,6 +207,13 @@ class BatchHandler(IngestHandler):
             return quota
         result = await self.site.gateway.door.take(decoded.candidates, context, decoded.sent_at)
         return _batch_answer(result, verbose=self.get_query_argument("verbose", "") in ("1", "true"))
+
+
+async def _off_loop(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do work on so many bytes: here when they are few, else in a thread."""
+    if n_bytes < THREAD_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _single_answer(result: Result) -> Answer:
@@ -231,21 +236,18 @@ def _batch_answer(result: Result, *, verbose: bool) -> Answer:
     if result.busy or (n_rejected and not n_taken):
         # The invalid ones will be told so when the rest is sent again; a 400 now would make the sender drop them all.
         return answers.busy(result.busy or "busy.backpressure")
-    rows, left_out = _batch_rows(result.judged, verbose=verbose)
+    rows = _batch_rows(result.judged, verbose=verbose)
     status = "error" if not n_taken else "partial" if n_invalid or n_rejected else "success"
     body: dict[str, Any] = {"status": status, "accepted": n_taken, "rejected": n_invalid + n_rejected, "results": rows}
-    if left_out:
-        body["detailsLeftOut"] = left_out
     if n_taken:
         return Answer(200, body)
     details = [{**detail, "field": f"events[0].{detail['field']}"} for detail in result.judged[0].details]
     return Answer(400, {"error": answers.INVALID_EVENT.error, "details": details, **body})
 
 
-def _batch_rows(judged: Sequence[Judged], *, verbose: bool) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of `results`, and how many details were left out for the answer's size."""
+def _batch_rows(judged: Sequence[Judged], *, verbose: bool) -> list[dict[str, Any]]:
+    """Return the rows of `results`: what was not plainly accepted, or everything."""
     rows: list[dict[str, Any]] = []
-    room, left_out = ANSWER_DETAILS, 0
     for index, item in enumerate(judged):
         plain = item.outcome in (Outcome.ACCEPTED, Outcome.FILTERED)
         if plain and not verbose:
@@ -255,8 +257,6 @@ def _batch_rows(judged: Sequence[Judged], *, verbose: bool) -> tuple[list[dict[s
         row: dict[str, Any] = {"index": index, "eventId": item.event_id, "status": status}
         if item.outcome in (Outcome.INVALID, Outcome.REJECTED):
             row["retryable"] = item.outcome is Outcome.REJECTED
-            row["details"] = list(item.details[:room])
-            left_out += len(item.details) - len(row["details"])
-            room -= len(row["details"])
+            row["details"] = item.details
         rows.append(row)
-    return rows, left_out
+    return rows

@@ -48,7 +48,6 @@ BATCH_ANSWER = {
         "accepted": {"type": "integer"},
         "rejected": {"type": "integer"},
         "results": {"type": "array", "items": {"$ref": "#/components/schemas/BatchResult"}},
-        "detailsLeftOut": {"type": "integer", "description": "Details not listed, to bound the answer's size."},
     },
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -63,6 +64,8 @@ class Site:
     """Draining has begun: what is not yet admitted is answered 503 `busy.draining`."""
     body_bytes: int = 0
     """Bytes of bodies held at this moment, all requests together."""
+    decompressions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """So many at once: each may need a dozen megabytes for its window and its output."""
     in_flight: set[Any] = field(default_factory=set)
     _counters: dict[tuple[str, str, int], Any] = field(default_factory=dict)
     _durations: dict[str, Any] = field(default_factory=dict)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from edge.spool.files import Buffer, Files, close_quietly, remove_quietly, write_all
 from edge.spool.format import SEGMENT_HEADER_BYTES, segment_name
 from edge.spool.segment import Prepared, Segment, SegmentIndex, activate, discard, prepare
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 _LOOK_SECS = 1.0
 """How often the directory is looked at: whether it, and the file, are still where they were."""
@@ -116,7 +117,7 @@ class ActiveSegment:
         try:
             self.cut()
         except OSError as error:
-            logger.warning("a full segment could not be cut", extra={"error": str(error)})
+            logger.warning("a full segment could not be cut", error=str(error))
         self.retire()
         self._fd = prepared.fd
         self.segment = Segment(
@@ -136,7 +137,7 @@ class ActiveSegment:
             self.cut()
             self.sync_cut()
         except OSError as error:
-            logger.warning("the last segment could not be cut", extra={"error": str(error)})
+            logger.warning("the last segment could not be cut", error=str(error))
         is_empty = segment.data_end == SEGMENT_HEADER_BYTES
         before = self._index.before(segment)
         self.retire()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from struct import Struct
@@ -81,7 +80,9 @@ class CursorFile:
         self.load()
         try:
             create_directory(directory)
-            self._make_slots(_SUFFIXES)
+            for suffix in _SUFFIXES:
+                self._open(suffix)
+                self._close(suffix)  # opened again by the first `save`: a cursor that is only looked at holds nothing
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise SpoolFailedError(f"the cursor {name} cannot be kept: {error}") from error
@@ -99,9 +100,7 @@ class CursorFile:
         generation = self._best.generation + 1
         suffix = "b" if self._best.suffix == "a" else "a"
         try:
-            if suffix not in self._fds:
-                self._make_slots([suffix])
-            fd = self._fds[suffix]
+            fd = self._fds[suffix] if suffix in self._fds else self._open(suffix)
             write_all(self._files, fd, [_pack(generation, cursor)], 0)
             self._files.fdatasync(fd)
         except OSError as error:
@@ -115,29 +114,32 @@ class CursorFile:
         for suffix in list(self._fds):
             self._close(suffix)
 
-    def _make_slots(self, suffixes: Iterable[str]) -> None:
-        """Open the slots' files, and create those that are not there."""
+    def _open(self, suffix: str) -> int:
+        """Open a slot's file, made if it is not there."""
         dir_fd = open_directory(self._directory)
         try:
-            for suffix in suffixes:
-                if suffix not in self._fds:
-                    self._fds[suffix] = self._open_slot(dir_fd, f"cursor-{self._name}.{suffix}")
+            self._fds[suffix] = self._open_slot(dir_fd, f"cursor-{self._name}.{suffix}")
         finally:
             os.close(dir_fd)
+        return self._fds[suffix]
 
     def _open_slot(self, dir_fd: int, name: str) -> int:
         try:
             os.close(open_regular(name, dir_fd))
-            return self._files.open(name, _WRITE_FLAGS, dir_fd=dir_fd)
+            fd = self._files.open(name, _WRITE_FLAGS, dir_fd=dir_fd)
+            is_new = False
         except FileNotFoundError:
             fd = self._files.open(name, CREATE_FLAGS, dir_fd=dir_fd)
+            is_new = True
         try:
-            write_all(self._files, fd, [bytes(SLOT_BYTES)], 0)
-            self._files.fsync(fd)
-            sync_directory(self._files, dir_fd)
+            if os.fstat(fd).st_size < SLOT_BYTES:  # new, or its making was cut short
+                write_all(self._files, fd, [bytes(SLOT_BYTES)], 0)
+                self._files.fsync(fd)
+                sync_directory(self._files, dir_fd)
         except OSError:
             close_quietly(self._files, fd)
-            remove_quietly(self._files, dir_fd, name)
+            if is_new:
+                remove_quietly(self._files, dir_fd, name)
             raise
         return fd
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import stat
 import threading
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from edge.spool.active import ActiveSegment
 from edge.spool.cursor import cursor_names, load_cursor
@@ -26,7 +27,7 @@ from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.segment import SegmentFiles, SegmentIndex
 from edge.spool.writer import Durability, Writer
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -230,7 +231,7 @@ class Log:
                 except FileNotFoundError:
                     pass
                 except OSError as error:
-                    logger.warning("a segment could not be removed", extra={"error": str(error)})
+                    logger.warning("a segment could not be removed", error=str(error))
                     self._index.put_back(segment)
                     break
                 self._segment_files.forget(segment)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import threading
+
+import structlog
 
 from edge.spool.files import CREATE_FLAGS, DIRECTORY_MODE, Files, close_quietly, remove_quietly, write_all
 from edge.spool.observer import LogObserver
 from edge.spool.scan import ReadAt
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 QUARANTINE = "quarantine"
 LIMIT_BYTES = 256 * 1024 * 1024
@@ -43,9 +44,7 @@ class Quarantine:
         with self._lock:
             self.corrupt_bytes += length
             if len(self._seen.get(segment, ())) == 1:  # the first of this segment: a thousand more would say the same
-                logger.warning(
-                    "a segment of the spool is damaged", extra={"segment": segment, "offset": offset, "n_bytes": length}
-                )
+                logger.warning("a segment of the spool is damaged", segment=segment, offset=offset, n_bytes=length)
             self._observer.corrupt(length)
             self._keep(f"{segment}.{offset}", read(offset, min(length, PIECE_BYTES)))
 
@@ -55,7 +54,7 @@ class Quarantine:
             return
         with self._lock:
             self.lost_events += n_events
-            logger.error("events of the spool are lost", extra={"segment": segment, "seq": seq, "n_events": n_events})
+            logger.error("events of the spool are lost", segment=segment, seq=seq, n_events=n_events)
             self._observer.lost(n_frames)
 
     def forget(self, segment: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import orjson
+import structlog
 
 from edge.spool.errors import SpoolFormatError
 from edge.spool.files import Files, close_quietly, open_regular, read_at, remove_quietly, write_durably
@@ -26,7 +26,7 @@ from edge.spool.quarantine import Quarantine
 from edge.spool.scan import find_tail
 from edge.spool.segment import Segment
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 META = "META.json"
 _META_LIMIT_BYTES = 64 * 1024
@@ -163,7 +163,7 @@ def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floor
         try:
             write_durably(files, dir_fd, META, orjson.dumps({"format": VERSION, "shard": shard}))
         except OSError as error:  # a full disk must not stop the start; the segments describe themselves
-            logger.warning("META.json could not be written", extra={"error": str(error)})
+            logger.warning("META.json could not be written", error=str(error))
     for name in found.temporary:
         remove_quietly(files, dir_fd, name)
     floor = max(floors, default=0)
@@ -218,7 +218,7 @@ def _cut(files: Files, fd: int, segment: Segment) -> None:
         segment.size = segment.data_end
         files.fsync(fd)
     except OSError as error:
-        logger.warning("a segment could not be cut", extra={"segment": segment.name, "error": str(error)})
+        logger.warning("a segment could not be cut", segment=segment.name, error=str(error))
 
 
 def _free_number(dir_fd: int, seq: int, empty: str) -> int:
@@ -244,6 +244,6 @@ def _report(result: Recovery, found: Discovery) -> None:
         "behind_cursor_events": result.behind_cursor_events,
     }
     if found.ignored or found.unreadable or result.behind_cursor_events:
-        logger.warning("the spool was opened; not everything in it could be used", extra=fields)
+        logger.warning("the spool was opened; not everything in it could be used", **fields)
     else:
-        logger.info("the spool was opened", extra=fields)
+        logger.info("the spool was opened", **fields)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Literal
+
+import structlog
 
 from edge.spool.active import ActiveSegment
 from edge.spool.errors import SpoolError, SpoolFailedError, SpoolFullError, SpoolUnknownError
@@ -18,7 +19,7 @@ from edge.spool.observer import LogObserver
 from edge.spool.queue import AppendQueue, Entry, fail
 from edge.spool.segment import SegmentIndex
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 Durability = Literal["disk", "os", "memory"]
 
@@ -170,7 +171,7 @@ class Writer:
 
     def _write_failed(self, group: list[Entry], rest: list[Entry], error: OSError) -> None:
         """End the segment at its last good byte: a whole frame of the group may already lie behind it."""
-        logger.error("the spool could not be written", extra={"error": str(error)})
+        logger.error("the spool could not be written", error=str(error))
         try:
             self._active.cut()
             if self._durability == "disk":
@@ -186,7 +187,7 @@ class Writer:
 
         The next segment starts with the numbers of this group, so what may be left of it on the disk never counts.
         """
-        logger.error("fdatasync of the spool failed", extra={"error": str(error)})
+        logger.error("fdatasync of the spool failed", error=str(error))
         try:
             self._active.cut()
         except OSError:
@@ -247,8 +248,8 @@ class Writer:
     def _refuse(self, problem: SpoolError) -> None:
         """Refuse entries at the door until the disk gives room again; a full disk leaves what the segment still has."""
         if type(problem) is not type(self._problem):
-            is_full = isinstance(problem, SpoolFullError)
-            logger.log(logging.WARNING if is_full else logging.ERROR, "the spool refuses events: %s", problem)
+            report = logger.warning if isinstance(problem, SpoolFullError) else logger.error
+            report("the spool refuses events", reason=str(problem))
         self._problem = problem
         self._retry_at = time.monotonic() + RETRY_SECS
         room = self._active.room if isinstance(problem, SpoolFullError) else 0

@@ -137,7 +137,7 @@ async def test_worker_honours_retry_after(spool: Any, station: Any, clock: Any, 
 async def test_worker_opens_the_circuit_and_the_sink_again(
     spool: Any, station: Any, clock: Any, until: Any, eventually: Any, expect_log: list[str]
 ) -> None:
-    expect_log.append("circuit opened")
+    expect_log += ["circuit opened", "still failing"]
     st = station(clock=clock)
     st.sink.answer = lambda _: RetryableError("down")
     worker = st.start()
@@ -322,7 +322,7 @@ async def test_worker_never_lets_a_dead_sink_slow_another_one(
 async def test_worker_passes_events_that_the_spool_lost(
     spool: Any, station: Any, eventually: Any, expect_log: list[str]
 ) -> None:
-    expect_log.append("lost events")
+    expect_log += ["lost events", "of the spool are lost", "the spool was opened"]
     st = station()
     worker = st.start()
     await spool.put(5)
@@ -368,7 +368,7 @@ async def test_worker_makes_dead_letters_of_what_is_refused_for_good(
     assert (letter.first_error, letter.last_error) == ("busy", "400: no such table")
     assert letter.metadata.request_id == "req-7"
     assert letter.event_id == "evt_0"
-    assert letter.died_at.timestamp() == clock.time()
+    assert abs(letter.died_at.timestamp() - clock.time()) < 0.001
     assert worker.snapshot().cursor.position == start + 6
     assert worker.snapshot().dead_letters == 3
     assert st.observer.outcomes == {("crm", DELIVERED): 3, ("crm", DEAD): 3}

@@ -24,6 +24,9 @@ SUBJECT_CHARS = 4096
 BUDGET_BITS = 28.0
 """Base-2 logarithm of the most steps one search may take: seconds in the worst case, never minutes."""
 
+_QUOTED = re.compile(r"(?s) *(['\\?].*|\S-\S)$")
+"""What the messages of `re` quote of the pattern."""
+
 # The parser of `re` has no public name. A scanner of our own would have to agree with it in every corner of the syntax.
 _parser: Any = importlib.import_module("re._parser")
 
@@ -49,7 +52,7 @@ def compile_pattern(pattern: object) -> re.Pattern[str]:
             compiled = re.compile(pattern)
             parsed = _parser.parse(pattern)
     except (re.error, Warning, OverflowError, RecursionError) as error:
-        reason = error.msg if isinstance(error, re.error) else "it is ambiguous or too large"
+        reason = _QUOTED.sub("", error.msg) if isinstance(error, re.error) else "it is ambiguous or too large"
         raise PatternError(f"is not a regular expression: {reason}; write e.g. '^/checkout'") from None
     try:
         cost = _top_level_bits(list(parsed))

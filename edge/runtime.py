@@ -70,6 +70,7 @@ def run(config_path: Path, environ: Mapping[str, str], announce: Announce) -> in
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.configure(config.log.level, config.log.format)
+    _warn(config)
     # Whatever the gateway writes (spool, dead letters, files of sinks) is nobody else's business.
     os.umask(0o077)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -81,6 +82,11 @@ def run(config_path: Path, environ: Mapping[str, str], announce: Announce) -> in
         except (EdgeError, OSError) as error:
             print(f"the gateway cannot start: {error}", file=sys.stderr)
             return EXIT_FAILED
+
+
+def _warn(config: GatewayConfig) -> None:
+    for warning in config.warnings:
+        log.warning("the configuration works, but look at it", warning=warning)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -187,6 +193,7 @@ class Process:
         self.config = config
         self._site.reload(config)
         logs.configure(config.log.level, config.log.format)
+        _warn(config)
         log.info("the configuration was reloaded", sinks=len(config.sinks), components=len(config.pipeline))
 
     async def _sweep_loop(self) -> None:

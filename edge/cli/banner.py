@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
+from edge.config.build import DEMO_KEY_SHA256
 from edge.config.model import GatewayConfig, SinkConfig
 from edge.logs import escape
 
@@ -40,8 +40,7 @@ def key_hint(config: GatewayConfig) -> str:
     """Return what the curl line carries as key: the demo key where it is configured, else a shell variable."""
     if config.auth.mode == "none":
         return ""
-    demo = hashlib.sha256(DEMO_KEY.encode()).hexdigest()
-    return DEMO_KEY if any(key.key_sha256 == demo for key in config.auth.keys) else "$EDGE_KEY"
+    return DEMO_KEY if any(key.key_sha256 == DEMO_KEY_SHA256 for key in config.auth.keys) else "$EDGE_KEY"
 
 
 def curl(config: GatewayConfig, address: str, key: str) -> str:

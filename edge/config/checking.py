@@ -70,10 +70,11 @@ def _report(source: Source, error: Mistake, path: Path, lenient: bool, elsewhere
         word = str(full[-1])
         places = [place for place in elsewhere if place.rpartition(".")[2] == word]
         advice = f"did you mean {places[0]}?" if places else advice
-    own = _get(source.data, full)
-    hidden = {secret for secret in source.secrets if len(secret) >= REDACTED_CHARS}
-    if isinstance(own, Secret) and own and error.foreign:
-        hidden.add(own)
+    hidden: set[str] = set()
+    if error.foreign:
+        hidden = {secret for secret in source.secrets if len(secret) >= REDACTED_CHARS}
+        own = _get(source.data, full)
+        hidden |= {own} if isinstance(own, Secret) and own else set()
     source.add(full, _redacted(error.what, hidden), _redacted(advice, hidden))
 
 

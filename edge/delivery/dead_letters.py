@@ -123,7 +123,7 @@ class DeadLetter:
     @property
     def original_meta(self) -> FrameMeta:
         """The metadata of the frame that held the event, without what the letter added."""
-        return {key: value for key, value in self.meta.items() if key not in LETTER_KEYS}
+        return _original(self.meta)
 
 
 class DeadLetterStore:
@@ -282,10 +282,14 @@ class DeadLetterStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
+def _original(meta: FrameMeta) -> FrameMeta:
+    return {key: value for key, value in meta.items() if key not in LETTER_KEYS}
+
+
 def _payload(sink: str, letter: Letter) -> bytes:
     return pack(
         {
-            **letter.meta,
+            **_original(letter.meta),
             "sink": sink,
             "reason": str(letter.reason),
             "attempts": letter.attempts,

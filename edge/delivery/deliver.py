@@ -89,6 +89,8 @@ class Delivery:
         self.last_error = ""
         """What went wrong last; empty after a success."""
         self._retry_at = 0.0
+        self._refused: dict[int, Letter] = {}
+        """Events of the window in hand that were given up on and are not dead letters yet."""
 
     @property
     def retry_in_secs(self) -> float:
@@ -102,18 +104,21 @@ class Delivery:
 
     async def deliver(self, window: Window) -> None:
         """Deliver a window. On return every event has its outcome and the cursor moved, unless the worker stops."""
-        try:
-            if len(window):
-                self._observer.batch(self._sink.id, len(window))
-            groups = deque([Group(range(len(window)))] if len(window) else [])
-            while groups:
-                rest = await self._deliver_group(window, groups.popleft())
-                if rest is None:
-                    return
-                groups.extendleft(reversed(rest))
-                self._advance(window)
-        finally:
+        self._refused.clear()
+        if not len(window):
             self._advance(window)
+            return
+        self._observer.batch(self._sink.id, len(window))
+        groups = deque([Group(range(len(window)))])
+        while groups:
+            rest = await self._deliver_group(window, groups.popleft())
+            if rest is None:
+                return
+            groups.extendleft(reversed(rest))
+            buried = await self._bury(window)
+            self._advance(window)
+            if not buried:
+                return
 
     async def _deliver_group(self, window: Window, group: Group) -> list[Group] | None:
         """Make one attempt; return what is left to be delivered, or None when the worker stops."""
@@ -121,7 +126,7 @@ class Delivery:
         if readiness is Readiness.STOPPED:
             return None
         if readiness is Readiness.GAVE_UP:
-            return await self._give_up(window, group, group.indices, DeadLetterReason.GAVE_UP)
+            return self._refuse(window, group, group.indices, DeadLetterReason.GAVE_UP)
         await self._keeper.bounded()
         if self._waiter.stopping:
             return None
@@ -137,9 +142,9 @@ class Delivery:
         result = _result(answer, errors)
         self._observer.attempt(self._sink.id, result, self._clock.monotonic() - started)
         if errors is None:
-            return await self._misunderstood(window, group, answer)
+            return self._misunderstood(window, group, answer)
         if errors:
-            return await self._partly_taken(window, group, errors)
+            return self._partly_taken(window, group, errors)
         if result is AttemptResult.OK:
             self._answered()
             window.settle(group.indices, DELIVERED)
@@ -151,9 +156,9 @@ class Delivery:
         self._answered(answer.text)
         if isinstance(answer.error, PermanentError) and answer.error.divide and len(group.indices) > 1:
             return group.halves()
-        return await self._give_up(window, group, group.indices, DeadLetterReason.PERMANENT)
+        return self._refuse(window, group, group.indices, DeadLetterReason.PERMANENT)
 
-    async def _misunderstood(self, window: Window, group: Group, answer: Answer) -> list[Group] | None:
+    def _misunderstood(self, window: Window, group: Group, answer: Answer) -> list[Group]:
         """Give up on a batch of which nobody knows what the target took: the sink's answer makes no sense.
 
         Trying again would hand the target the same events for ever, since the defect is in the sink.
@@ -161,11 +166,9 @@ class Delivery:
         text = f"edge_deliver returned a {type(answer.value).__name__} that is not a mapping of index to error"
         group.failed(text)
         self._answered(text)
-        return await self._give_up(window, group, group.indices, DeadLetterReason.INVALID_RESULT)
+        return self._refuse(window, group, group.indices, DeadLetterReason.INVALID_RESULT)
 
-    async def _partly_taken(
-        self, window: Window, group: Group, errors: Mapping[int, BaseException]
-    ) -> list[Group] | None:
+    def _partly_taken(self, window: Window, group: Group, errors: Mapping[int, BaseException]) -> list[Group]:
         """Settle what the target judged of single events; return those that are to be retried."""
         again = [index for index, error in errors.items() if not isinstance(error, PermanentError)]
         again.sort()
@@ -187,8 +190,7 @@ class Delivery:
             self._answered(error_text(errors[refused[0]]))
         if refused:
             texts = {group.indices[i]: error_text(errors[i]) for i in refused}
-            if await self._give_up(window, group, list(texts), DeadLetterReason.PERMANENT, texts) is None:
-                return None
+            self._refuse(window, group, list(texts), DeadLetterReason.PERMANENT, texts)
         return rest
 
     async def _ready(self, group: Group | None) -> Readiness:
@@ -248,36 +250,49 @@ class Delivery:
         self.last_error = text
         self._reporter.failed(text, opened=opened, is_open=is_open, wait_secs=wait)
 
-    async def _give_up(
+    def _refuse(
         self,
         window: Window,
         group: Group,
         indices: Sequence[int],
         reason: DeadLetterReason,
         texts: Mapping[int, str] | None = None,
-    ) -> list[Group] | None:
-        """Make dead letters of some events: durable first, settled second. None: the worker stopped before."""
+    ) -> list[Group]:
+        """Give up on some events; `texts` has an error for each where the group's own does not fit. Nothing is left."""
         texts = texts or {}
-        if self._store is not None:
-            died_at = datetime.fromtimestamp(self._clock.time(), UTC)
-            letters = [
-                Letter(
-                    line=window.lines[index],
-                    meta=window.metas[index],
-                    reason=reason,
-                    attempts=group.attempts,
-                    first_error=group.first_error or texts.get(index, ""),
-                    last_error=texts.get(index, group.last_error),
-                    died_at=died_at,
-                )
-                for index in indices
-            ]
-            if not await self._keep(self._store, letters):
-                return None
-        window.settle(indices, DEAD)
-        error = texts.get(indices[0], group.last_error)
-        self._reporter.dead_lettered(len(indices), str(reason), error, kept=self._store is not None)
+        died_at = datetime.fromtimestamp(self._clock.time(), UTC)
+        for index in indices:
+            self._refused[index] = Letter(
+                line=window.lines[index],
+                meta=window.metas[index],
+                reason=reason,
+                attempts=group.attempts,
+                first_error=group.first_error or texts.get(index, ""),
+                last_error=texts.get(index, group.last_error),
+                died_at=died_at,
+            )
         return []
+
+    async def _bury(self, window: Window) -> bool:
+        """Make dead letters of the refused events that the cursor is about to pass; False: the worker stopped before.
+
+        Not earlier: were the worker to stop while an event before them is pending, they would be delivered once more
+        and be dead letters as well.
+        """
+        indices = []
+        index = window.first_pending()
+        while index is not None and index in self._refused:
+            indices.append(index)
+            index = window.first_pending(index + 1)
+        if not indices:
+            return True
+        letters = [self._refused[index] for index in indices]
+        if self._store is not None and not await self._keep(self._store, letters):
+            return False
+        window.settle(indices, DEAD)
+        last = letters[-1]
+        self._reporter.dead_lettered(len(letters), str(last.reason), last.last_error, kept=self._store is not None)
+        return True
 
     async def _keep(self, store: DeadLetterStore, letters: Sequence[Letter]) -> bool:
         """Write dead letters, trying until it works; False when the worker stops before."""

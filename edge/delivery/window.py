@@ -84,9 +84,9 @@ class Window:
             total.lost - last.lost,
         )
 
-    def first_pending(self) -> int | None:
-        """Return the index of the first event without an outcome."""
-        index = self.outcomes.find(PENDING)
+    def first_pending(self, start: int = 0) -> int | None:
+        """Return the index of the first event without an outcome, from an index on."""
+        index = self.outcomes.find(PENDING, start)
         return index if index >= 0 else None
 
     def batch(self, shard: str, indices: Sequence[int]) -> Batch:

@@ -128,8 +128,8 @@ class Writer:
         self.late_events += self._queue.settle(group, rest)
         if isinstance(self._problem, SpoolFullError):
             self._queue.refuse(SpoolFullError, str(self._problem), self._active.room)
-        self._call(self._committed, group, end_seq)
         self._observer.commit(time.monotonic() - started, n_events)
+        self._call(self._committed, group, end_seq)
 
     def _encode(self, group: list[Entry]) -> tuple[list[Buffer], int]:
         """Give entries their numbers; returns the buffers to write and the number behind the last event."""

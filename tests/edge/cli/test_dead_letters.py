@@ -161,7 +161,7 @@ async def test_a_running_gateway_is_asked_through_its_admin_listener(
     launch: Any, eventually: Any, free_port: int, tmp_path: Path
 ) -> None:
     await bury(tmp_path / "dead-letters", "archive", 3)
-    gateway = await launch(admin={"listen": f"127.0.0.1:{free_port}", "token": "admin-token"})
+    await launch(admin={"listen": f"127.0.0.1:{free_port}", "token": "admin-token"})
 
     async def edge(*args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edge.cli", "dead-letters", *args, "-c", str(tmp_path / "edge.yaml")]

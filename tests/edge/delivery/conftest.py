@@ -13,8 +13,6 @@ from typing import Any
 
 import orjson
 import pytest
-from edge.spool.cursor import CursorFile
-from edge.spool.log import Log
 
 from edge.api import Batch
 from edge.clock import SystemClock
@@ -23,7 +21,9 @@ from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.worker import SinkWorker
 from edge.event import pack
 from edge.outcomes import AttemptResult, SinkOutcome
+from edge.spool.cursor import CursorFile
 from edge.spool.format import EVENTS
+from edge.spool.log import Log
 
 WALL = 1_760_000_000.0
 

@@ -74,7 +74,7 @@ async def test_batcher_cuts_a_large_frame_into_several_batches(spool: Any, batch
     windows = cut_all(batcher(start, max_events=100))
     assert [len(window) for window in windows] == [100, 100, 50]
     ids = [window.batch("s", range(len(window))).id for window in windows]
-    assert [id.rpartition("-")[0] for id in ids] == [
+    assert [one.rpartition("-")[0] for one in ids] == [
         f"s-{start + a}-{start + b}" for a, b in [(0, 99), (100, 199), (200, 249)]
     ]
 

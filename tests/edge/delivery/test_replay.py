@@ -107,8 +107,8 @@ async def test_replay_that_dies_between_append_and_mark_loses_nothing(
             raise asyncio.CancelledError
         return await real(seqs, action)
 
-    with monkeypatch.context() as patch, pytest.raises(asyncio.CancelledError):
-        patch.setattr(st.store, "mark", dying)
+    monkeypatch.setattr(st.store, "mark", dying)
+    with pytest.raises(asyncio.CancelledError):
         await replay(st.store, spool.log, "crm")
     await st.worker.stop(5)
     await spool.restart()

@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import struct
+import time
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+from edge.spool import Cursor, CursorFile, Log, SpoolFormatError
+from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, frame_header, segment_name
+
+BAD_DIRECTORY = "not everything in it could be used"
+
+
+def snapshot(path: Path) -> dict[str, bytes | str]:
+    return {
+        str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() and not entry.is_symlink() else "other"
+        for entry in path.rglob("*")
+    }
+
+
+def unsealed(path: Path, data: bytes, room: int = 64 * 1024) -> None:
+    """Leave a segment as a process does that was killed."""
+    path.write_bytes(data.ljust(room, b"\0"))
+
+
+def test_torn_tail_at_every_byte_of_the_last_three_frames(logs, spool_path, segment_paths, read_all, tmp_path):
+    payloads = [b"frame %d " % number * 3 for number in range(6)]
+    logs.write(payloads)
+    (path,) = segment_paths()
+    whole = path.read_bytes()
+    ends = [SEGMENT_HEADER_BYTES]
+    for payload in payloads:
+        ends.append(ends[-1] + FRAME_HEADER_BYTES + len(payload))
+    assert ends[-1] == len(whole)
+    for size in range(ends[3], ends[6] + 1):
+        for is_zeros in (True, False):
+            copy = tmp_path / f"copy-{size}-{is_zeros}"
+            copy.mkdir()
+            shutil.copy(spool_path / "META.json", copy)
+            if is_zeros:
+                unsealed(copy / path.name, whole[:size])
+            else:
+                (copy / path.name).write_bytes(whole[:size])
+            log = Log.open(copy, segment_bytes=4096)
+            intact = sum(end <= size for end in ends[1:])
+            frames, lost = read_all(log)
+            assert [frame.payload for frame in frames] == payloads[:intact]
+            assert log.recovery.torn_bytes == (0 if size in ends else size - max(end for end in ends if end <= size))
+            # Numbers that a torn frame only claims are given again, those of a cut segment are not.
+            claimed = not is_zeros and size - ends[intact] >= FRAME_HEADER_BYTES and intact < 6
+            assert (log.durable_seq, lost) == (intact, 0) or claimed
+            assert log.stats().corrupt_bytes == log.recovery.torn_bytes
+            asyncio.run(log.close())
+            shutil.rmtree(copy)
+
+
+def test_torn_tail_is_kept_in_quarantine(logs, segment_paths, spool_path, expect_log):
+    expect_log += ["damaged"]
+    logs.write([b"one", b"two"])
+    (path,) = segment_paths()
+    data = path.read_bytes()
+    unsealed(path, data + b"\xffgarbage")
+    log = logs.open()
+    assert log.recovery.torn_bytes == 8
+    assert [file.read_bytes() for file in (spool_path / "quarantine").iterdir()] == [b"\xffgarbage"]
+    assert path.stat().st_size == len(data)
+
+
+def test_frames_behind_a_hole_in_the_last_segment_are_kept(logs, segment_paths, expect_log, read_all):
+    expect_log += ["damaged", "lost"]
+    logs.write([b"a" * 100, b"b" * 100, b"c" * 100])
+    (path,) = segment_paths()
+    data = bytearray(path.read_bytes())
+    data[SEGMENT_HEADER_BYTES + 132 : SEGMENT_HEADER_BYTES + 264] = bytes(132)  # a page the disk never wrote
+    unsealed(path, data)
+    frames, lost = read_all(logs.open())
+    assert ([frame.payload[:1] for frame in frames], lost) == ([b"a", b"c"], 1)
+
+
+async def test_recovered_segment_is_sealed_and_a_fresh_one_started(logs, segment_paths):
+    log = logs.open()
+    await log.append(b"one")
+    os.close(log._lock_fd)  # as if the process had died
+    other = logs.open()
+    log._lock_fd = os.open(os.devnull, os.O_RDONLY)
+    await other.append(b"two")
+    first, second = segment_paths()
+    assert first.stat().st_size == SEGMENT_HEADER_BYTES + FRAME_HEADER_BYTES + 3
+    assert second.stat().st_size == 64 * 1024
+    headers = [SegmentHeader.unpack(path.read_bytes()) for path in (first, second)]
+    assert headers[0].epoch != headers[1].epoch
+    assert [header.first_seq for header in headers] == [0, 1]
+
+
+def test_recovery_is_the_same_however_often_it_runs(logs, segment_paths, spool_path, expect_log):
+    expect_log += ["damaged"]
+    logs.write([b"one", b"two"])
+    unsealed(segment_paths()[0], segment_paths()[0].read_bytes()[:-1])
+    logs.write([])
+    once = snapshot(spool_path)
+    logs.write([])
+    logs.write([])
+    assert snapshot(spool_path) == once
+
+
+async def test_stale_bytes_of_another_segment_are_never_frames(logs, segment_paths, read_all, expect_log):
+    expect_log += ["damaged"]
+    log = logs.open()
+    for number in range(10):
+        await log.append(b"old %d" % number)
+    await log.close()
+    stale = segment_paths()[0].read_bytes()[SEGMENT_HEADER_BYTES:]
+    log = logs.open()
+    await log.append(b"new")
+    await log.close()
+    last = segment_paths()[-1]
+    unsealed(last, last.read_bytes() + stale)
+    frames, lost = read_all(logs.open())
+    assert [frame.payload for frame in frames] == [b"old %d" % number for number in range(10)] + [b"new"]
+    assert lost == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_flips_in_the_last_segment_lose_only_what_they_touch(
+    logs, segment_paths, expect_log, read_all, observer, seed
+):
+    expect_log += ["damaged", "lost"]
+    payloads = [b"%05d " % number * 20 for number in range(200)]
+    logs.write(payloads, segment_bytes=1 << 20)
+    (path,) = segment_paths()
+    data = bytearray(path.read_bytes())
+    dice = random.Random(seed)
+    touched = set()
+    for _ in range(20):
+        offset = dice.randrange(SEGMENT_HEADER_BYTES, len(data))
+        data[offset] ^= 1 << dice.randrange(8)
+        touched.add((offset - SEGMENT_HEADER_BYTES) // 152)
+    # The last frame is among them: its loss is known because the segment was complete.
+    data[-1] ^= 1
+    touched.add(199)
+    path.write_bytes(data)
+    log = logs.open(segment_bytes=1 << 20, observer=observer)
+    frames, lost = read_all(log)
+    assert [frame.seq for frame in frames] == [n for n in range(200) if n not in touched]
+    assert all(frame.payload == payloads[frame.seq] for frame in frames)
+    assert lost == log.stats().lost_events == len(touched)
+    assert log.durable_seq == 200
+
+
+async def test_next_number_is_never_below_a_cursor(logs, spool_path, read_all, expect_log):
+    expect_log += [BAD_DIRECTORY]
+    CursorFile(spool_path, "gone").save(Cursor(position=100, base=0, delivered=100))
+    log = logs.open()
+    assert log.recovery.behind_cursor_events == 100
+    assert await log.append(b"event") == 100
+    await log.close()
+    assert logs.open(floor=50).durable_seq == 101
+
+
+async def test_next_number_is_never_below_the_floor(logs, expect_log):
+    expect_log += [BAD_DIRECTORY]
+    assert await logs.open(floor=7).append(b"event") == 7
+
+
+async def test_next_number_is_never_below_a_segment_name(logs, spool_path, expect_log, read_all):
+    expect_log += [BAD_DIRECTORY]
+    spool_path.mkdir(parents=True)
+    (spool_path / segment_name(500)).write_bytes(b"its header is gone")
+    log = logs.open()
+    assert await log.append(b"event") == 500
+    assert log.recovery.unreadable_segments == 1
+    (kept,) = (spool_path / "quarantine").iterdir()
+    assert kept.read_bytes() == b"its header is gone"
+    assert [frame.seq for frame in read_all(log)[0]] == [500]
+
+
+def garbage(make):
+    return pytest.param(make, id=make.__name__)
+
+
+def empty_file(path: Path) -> None:
+    (path / segment_name(1)).write_bytes(b"")
+
+
+def random_bytes(path: Path) -> None:
+    (path / segment_name(1)).write_bytes(random.Random(1).randbytes(100_000))
+
+
+def zeros(path: Path) -> None:
+    (path / segment_name(9)).write_bytes(bytes(100_000))
+
+
+def a_terabyte_of_nothing(path: Path) -> None:
+    (path / segment_name(9)).touch()
+    os.truncate(path / segment_name(9), 1 << 40)
+
+
+def a_terabyte_behind_a_segment(path: Path) -> None:
+    os.truncate(path / segment_name(0), 1 << 40)
+
+
+def only_a_header(path: Path) -> None:
+    (path / segment_name(9)).write_bytes(SegmentHeader.new(9, 65536, "x").pack())
+
+
+def half_a_header(path: Path) -> None:
+    (path / segment_name(9)).write_bytes(SegmentHeader.new(9, 65536, "x").pack()[:100])
+
+
+def a_link_outside(path: Path) -> None:
+    (path / segment_name(9)).symlink_to(path.parent / "outside")
+
+
+def a_dangling_link(path: Path) -> None:
+    (path / segment_name(2)).symlink_to(path / "nowhere")
+
+
+def a_link_loop(path: Path) -> None:
+    (path / segment_name(9)).symlink_to(path / segment_name(9))
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path / segment_name(2))
+
+
+def a_fifo_as_meta(path: Path) -> None:
+    (path / "META.json").unlink()
+    os.mkfifo(path / "META.json")
+
+
+def a_directory(path: Path) -> None:
+    (path / segment_name(2)).mkdir()
+
+
+def directories_for_temporary_names(path: Path) -> None:
+    (path / "META.json").unlink()
+    (path / "seg-0123456789abcdef.tmp").mkdir()
+
+
+def foreign_files(path: Path) -> None:
+    (path / "notes.txt").write_text("hello")
+    (path / "seg-7.log").write_bytes(b"x")
+    (path / (segment_name(7) + ".bak")).write_bytes(b"x")
+    (path / ".hidden").mkdir()
+
+
+def an_absurd_number(path: Path) -> None:
+    (path / "seg-99999999999999999999.log").write_bytes(b"x")
+    (path / segment_name(1 << 63)).write_bytes(SegmentHeader.new(1 << 63, 65536, "x").pack())
+
+
+def a_left_over_temporary_file(path: Path) -> None:
+    (path / "seg-0123456789abcdef.tmp").write_bytes(bytes(65536))
+    (path / "META.json.tmp").write_bytes(b"{")
+
+
+def a_broken_meta(path: Path) -> None:
+    (path / "META.json").write_bytes(b'{"format": ')
+
+
+def a_meta_of_another_shape(path: Path) -> None:
+    (path / "META.json").write_bytes(b"[" * 60_000 + b"]" * 60_000)
+
+
+def no_meta(path: Path) -> None:
+    (path / "META.json").unlink()
+
+
+def a_copy(path: Path) -> None:
+    shutil.copy(path / segment_name(0), path / segment_name(1))
+
+
+def broken_cursors(path: Path) -> None:
+    (path / "cursor-archive.a").write_bytes(b"x" * 64)
+    (path / "cursor-archive.b").write_bytes(b"")
+    os.mkfifo(path / "cursor-fifo.a")
+    (path / "cursor-directory.a").mkdir()
+
+
+def a_quarantine_that_is_a_link(path: Path) -> None:
+    (path / "quarantine").symlink_to(path.parent / "outside")
+    (path / segment_name(9)).write_bytes(b"garbage")
+
+
+def a_quarantine_that_is_a_file(path: Path) -> None:
+    (path / "quarantine").write_bytes(b"")
+    (path / segment_name(9)).write_bytes(b"garbage")
+
+
+def magic_everywhere(path: Path) -> None:
+    data = (path / segment_name(0)).read_bytes()
+    unsealed(path / segment_name(0), data + b"\xffEv\xfe\x01\0\0\0" * 4000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    map(
+        garbage,
+        [
+            empty_file,
+            random_bytes,
+            zeros,
+            a_terabyte_of_nothing,
+            a_terabyte_behind_a_segment,
+            only_a_header,
+            half_a_header,
+            a_link_outside,
+            a_dangling_link,
+            a_link_loop,
+            a_fifo,
+            a_fifo_as_meta,
+            a_directory,
+            directories_for_temporary_names,
+            foreign_files,
+            an_absurd_number,
+            a_left_over_temporary_file,
+            a_broken_meta,
+            a_meta_of_another_shape,
+            no_meta,
+            a_copy,
+            broken_cursors,
+            a_quarantine_that_is_a_link,
+            a_quarantine_that_is_a_file,
+            magic_everywhere,
+        ],
+    ),
+)
+def test_log_starts_whatever_is_in_its_directory(logs, io_loop, spool_path, expect_log, read_all, make):
+    expect_log += [BAD_DIRECTORY, "META.json could not be written", "damaged", "lost"]
+    outside = spool_path.parent / "outside"
+    logs.write([b"one", b"two"])
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"precious")
+    make(spool_path)
+    for number in range(2):
+        started = time.monotonic()
+        log = logs.open()
+        assert time.monotonic() - started < 2
+        position = io_loop.run_sync(lambda log=log, number=number: log.append(b"fresh %d" % number))
+        frames, _ = read_all(log)
+        assert [frame.payload for frame in frames] == [b"one", b"two", b"fresh 0", b"fresh 1"][: 3 + number]
+        assert frames[-1].seq == position
+        io_loop.run_sync(log.close)
+    assert snapshot(outside) == {"precious": b"precious"}
+
+
+def test_swapped_names_are_read_in_the_order_of_their_headers(logs, segment_paths, expect_log, read_all):
+    logs.write([b"%d" % number * 2500 for number in range(4)], segment_bytes=4096)
+    first, second, *_ = segment_paths()
+    first.rename(first.with_suffix(".swap"))
+    second.rename(first)
+    first.with_suffix(".swap").rename(second)
+    frames, lost = read_all(logs.open())
+    assert [frame.payload[:1] for frame in frames] == [b"0", b"1", b"2", b"3"]
+    assert lost == 0
+
+
+def newer_meta(path: Path) -> None:
+    (path / "META.json").write_text(json.dumps({"format": 2, "shard": "x", "more": []}))
+
+
+def newer_segment(path: Path) -> None:
+    header = bytearray(SegmentHeader.new(9, 65536, "x").pack())
+    for start in (0, 512):
+        struct.pack_into("<H", header, start + 8, 2)
+        struct.pack_into("<I", header, start + 108, crc32(header[start : start + 108]))
+    (path / segment_name(9)).write_bytes(header)
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+@pytest.mark.parametrize("make", [newer_meta, newer_segment])
+def test_newer_version_is_refused_and_left_as_it_is(logs, spool_path, segment_paths, make, has_lock):
+    logs.write([b"one"])
+    unsealed(segment_paths()[0], segment_paths()[0].read_bytes() + b"torn")
+    (spool_path / "seg-0123456789abcdef.tmp").write_bytes(b"")
+    if not has_lock:
+        (spool_path / "LOCK").unlink()
+    make(spool_path)
+    before = snapshot(spool_path)
+    with pytest.raises(SpoolFormatError, match="version 2"):
+        Log.open(spool_path)
+    assert snapshot(spool_path) == before
+
+
+@pytest.mark.parametrize("shape", ["small frames", "one frame and room", "garbage", "hostile"])
+def test_open_takes_less_than_two_seconds_with_a_large_segment(spool_path, expect_log, shape):
+    expect_log += ["damaged"]
+    spool_path.mkdir(parents=True)
+    size = 64 * 1024 * 1024
+    header = SegmentHeader.new(0, size, "x")
+    frame = frame_header(header.seed, 1, 0, 1, b"x" * 20) + b"x" * 20
+    if shape == "small frames":
+        body = b"".join(frame_header(header.seed, 1, seq, 1, b"x" * 20) + b"x" * 20 for seq in range(100_000)) * 12
+    elif shape == "one frame and room":
+        body = frame
+    elif shape == "garbage":
+        body = random.Random(1).randbytes(1 << 20) * 63
+    else:  # headers that are valid, payloads that are not
+        body = (frame_header(header.seed, 1, 0, 1, b"x" * 20) + b"y" * 20) * 100_000
+    unsealed(spool_path / segment_name(0), header.pack() + body, size)
+    started = time.monotonic()
+    log = Log.open(spool_path)
+    assert time.monotonic() - started < 2
+    asyncio.run(log.close())

@@ -158,7 +158,7 @@ class Process:
         return started
 
     def stop(self) -> None:
-        """Begin to drain; called a second time, stop waiting for anything but the disk."""
+        """Begin to drain. Called a second time: wait for no sender any more, and give the sinks no time."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
@@ -209,15 +209,18 @@ class Process:
         with suppress(TimeoutError):
             async with asyncio.timeout(server.pre_stop_secs):
                 await self._hurry.wait()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (0 if self._hurry.is_set() else server.drain_timeout_secs)
+        deadline = asyncio.get_running_loop().time() + server.drain_timeout_secs
+
+        def secs_left() -> float:
+            return 0.0 if self._hurry.is_set() else max(0.0, deadline - asyncio.get_running_loop().time())
+
         self._site.closing = True
         self._ingest.stop()
-        if not await wait_until_idle(self._site.in_flight, deadline - loop.time()):
+        if not await wait_until_idle(self._site.in_flight, secs_left):
             log.warning("requests were still arriving when the drain time was up", requests=len(self._site.in_flight))
         for task in self._tasks:
             task.cancel()
-        await self.gateway.drain(max(0.0, deadline - loop.time()))
+        await self.gateway.drain(secs_left())
         self._admin.stop()
         for listener in (self._ingest, self._admin):
             with suppress(TimeoutError):

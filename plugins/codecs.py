@@ -70,9 +70,10 @@ def _gzip_member() -> _Feed:
     member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
 
     def feed(data: bytes) -> bytes | None:
-        member.decompress(data, BLOCK_BYTES)
-        while member.unconsumed_tail:
-            member.decompress(member.unconsumed_tail, BLOCK_BYTES)
+        output = member.decompress(data, BLOCK_BYTES)
+        # All input may be taken in while output, and the end of the member, is still to come.
+        while not member.eof and (member.unconsumed_tail or len(output) == BLOCK_BYTES):
+            output = member.decompress(member.unconsumed_tail, BLOCK_BYTES)
         return member.unused_data if member.eof else None
 
     return feed

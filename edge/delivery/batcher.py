@@ -45,6 +45,8 @@ class _Chunk:
     meta: FrameMeta
     metadata: EventMetadata
     seen_at: float
+    size: int
+    """Sum of the lengths of `lines`."""
     taken: int = 0
     """How many of `lines` went into a window already."""
 
@@ -161,6 +163,9 @@ class Batcher:
     def _fitting(self, chunk: _Chunk, n_events: int, size: int) -> tuple[int, int]:
         """Return up to which of a chunk's lines a window with so many events and bytes has room, and its new bytes."""
         index = chunk.taken
+        whole_fits = n_events + len(chunk.lines) <= self._options.max_events
+        if not index and whole_fits and size + chunk.size <= self._options.max_bytes:
+            return len(chunk.lines), size + chunk.size
         stop = min(len(chunk.lines), index + self._options.max_events - n_events)
         while index < stop:
             length = len(chunk.lines[index])
@@ -179,7 +184,7 @@ class Batcher:
             # A gap at the end of what was read: no frame follows it yet.
             gap = result.position - self.read_position
             self._append(
-                _Chunk(self.read_position, gap, result.position, result.position, (), [], NOTHING, NO_METADATA, 0)
+                _Chunk(self.read_position, gap, result.position, result.position, (), [], NOTHING, NO_METADATA, 0.0, 0)
             )
 
     def _take_frame(self, frame: Frame, noticed_at: float) -> None:
@@ -194,8 +199,8 @@ class Batcher:
             seqs, lines = seqs[begin - frame.seq :], lines[begin - frame.seq :]
         if self._when is not None and lines:
             seqs, lines = self._matching(self._when, seqs, lines)
-        chunk = _Chunk(self.read_position, lost, begin, frame.end, seqs, lines, meta, event_metadata(meta), noticed_at)
-        self._append(chunk)
+        metadata, size = event_metadata(meta), sum(map(len, lines))
+        self._append(_Chunk(self.read_position, lost, begin, frame.end, seqs, lines, meta, metadata, noticed_at, size))
 
     def _open(self, frame: Frame) -> tuple[FrameMeta, list[bytes], bool]:
         """Return a frame's metadata and the lines this sink is concerned with, and whether it could be read."""
@@ -233,8 +238,7 @@ class Batcher:
             self._chunks[-1].end = chunk.end
             return
         self._chunks.append(chunk)
-        size = sum(map(len, chunk.lines))
         self._items += len(chunk.lines)
-        self._bytes += size
-        self._bytes_seen += size
+        self._bytes += chunk.size
+        self._bytes_seen += chunk.size
         self._lines_seen += len(chunk.lines)

@@ -23,7 +23,7 @@ from edge.api import EventMetadata
 from edge.delivery.selection import EVERYTHING, Selection
 from edge.delivery.seqset import SeqSet
 from edge.event import FrameMeta, event_metadata, pack, parse_time, unpack
-from edge.spool.errors import SpoolBackpressureError
+from edge.spool.errors import SpoolBackpressureError, SpoolClosedError
 from edge.spool.format import EVENTS, MARK, Frame, parse_segment_name
 from edge.spool.inspect import dump
 from edge.spool.log import Log
@@ -158,7 +158,7 @@ class DeadLetterStore:
     async def start(self) -> None:
         """Count the letters on disk, without creating or locking anything."""
         async with self._lock:
-            if self._log is None and not self._counted:
+            if self._log is None and not self._counted and not self._closed:
                 self._live = await self._run(lambda: _live_seqs(self.path))
                 self._counted = True
 
@@ -189,7 +189,7 @@ class DeadLetterStore:
         return _entries(self.path, selection, None if self._log is None else self._live.copy())
 
     async def close(self) -> None:
-        """Let go of the directory. Nothing is lost without it."""
+        """Let go of the directory, for good. Nothing is lost without it."""
         async with self._lock:
             self._closed = True
             if self._log is not None:
@@ -200,7 +200,9 @@ class DeadLetterStore:
                 self._executor = None
 
     async def _open(self) -> Log:
-        """Return the log, opened and counted."""
+        """Return the log, opened and counted. `SpoolClosedError` once the store is closed: another one may own it."""
+        if self._closed:
+            raise SpoolClosedError("the dead letters are closed")
         if self._log is None:
             opened, live = await self._run(self._open_blocking)
             opened.start(asyncio.get_running_loop())

@@ -22,13 +22,16 @@ STOP_SECS = 1.0
 
 
 class Saveable(Protocol):
-    """The part of the spool's cursor file that delivery uses. Both calls block."""
+    """The part of the spool's cursor file that delivery uses. All calls block."""
 
     def load(self) -> Cursor | None:
         """Return the saved cursor; None when there is none."""
 
     def save(self, cursor: Cursor) -> None:
         """Make the cursor durable."""
+
+    def close(self) -> None:
+        """Let go of what `save` opened."""
 
 
 class CursorKeeper:
@@ -86,6 +89,8 @@ class CursorKeeper:
         if self._saved != self.cursor and (self._saving is None or self._saving.done()):
             self._saving = asyncio.get_running_loop().create_task(self._save())
             await asyncio.wait({self._saving}, timeout=STOP_SECS)
+        if self._saving is None or self._saving.done():
+            self._file.close()
 
     def _schedule(self) -> None:
         if self._closed or (self._saving is not None and not self._saving.done()):

@@ -16,10 +16,15 @@ class Waiter:
         self._until_seq: int | None = None
         self.stopping = False
         """Set for good by `stop`; every wait ends at once from then on."""
+        self.finishing = False
+        """Set for good by `finish`: what is there is delivered, but nothing is waited for."""
 
     async def wait(self, secs: float | None, until_seq: int | None = None) -> None:
         """Wait until `secs` have passed, the spool reaches `until_seq`, or `stop`; None: no such end."""
-        if self.stopping or (secs is not None and secs <= 0):
+        if self.finishing and until_seq is None:
+            # A wait that no event can end is a pause after a failure: a sink that fails now is not waited for.
+            self.stopping = True
+        if self.stopping or self.finishing or (secs is not None and secs <= 0):
             return
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
@@ -38,6 +43,14 @@ class Waiter:
     def committed(self, durable_seq: int) -> None:
         """Note how far the spool reaches; wakes the task only when it waits for that much."""
         if self._future is not None and self._until_seq is not None and durable_seq >= self._until_seq:
+            _ring(self._future)
+
+    def finish(self) -> None:
+        """End the running wait and all later ones; a pause after a failure becomes a `stop`."""
+        self.finishing = True
+        if self._future is not None:
+            if self._until_seq is None:
+                self.stopping = True
             _ring(self._future)
 
     def stop(self) -> None:

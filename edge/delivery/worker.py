@@ -130,9 +130,9 @@ class SinkWorker:
             self._tasks.append(loop.create_task(self._count_letters(self.dead_letters)))
 
     async def stop(self, timeout_secs: float) -> None:
-        """Stop: no new attempt starts, the running one may end within `timeout_secs`; cursor saved, sink closed.
+        """Deliver what is pending within `timeout_secs`, then save the cursor and close the sink.
 
-        Takes at most about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
+        A sink that fails, or waits after a failure, stops at once: drain never waits for a dead target. Takes at most about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
         """
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs))
@@ -157,7 +157,7 @@ class SinkWorker:
 
     def _first_cursor(self) -> tuple[Cursor, bool]:
         """Return the cursor to begin with and whether it is durable."""
-        end = self._log.durable_seq
+        start = end = self._log.durable_seq
         cursor = self._file.load()
         if cursor is not None and cursor.position <= end:
             return cursor, True
@@ -167,7 +167,11 @@ class SinkWorker:
                 sink=self.id,
                 events=cursor.position - end,
             )
-        cursor = Cursor(position=end, base=end, delivered=0, dead_lettered=0, skipped=0, lost=0)
+        elif getattr(self._file, "is_damaged", False):
+            # Nobody knows how far the sink was: what it has had is delivered again, what it has not had is not lost.
+            start = self._log.first_seq
+            log.warning("a sink's cursor is damaged: it gets all that is in the spool", sink=self.id)
+        cursor = Cursor(position=start, base=start, delivered=0, dead_lettered=0, skipped=0, lost=0)
         try:
             self._file.save(cursor)
         except (OSError, EdgeError) as error:
@@ -194,6 +198,8 @@ class SinkWorker:
         while not self._waiter.stopping:
             try:
                 await self._work()
+                if self._waiter.finishing:
+                    return
             except Exception as error:  # noqa: BLE001 - a worker that ends would be a sink that is silently dead
                 self._delivery.reporter.unreadable(error)
                 self._batcher = self._new_batcher()
@@ -222,7 +228,9 @@ class SinkWorker:
                 return batcher.cut()
             now = self._clock.monotonic()
             unread = self._log.durable_seq - batcher.read_position
-            due_at = self._due_at(now, unread)
+            if self._waiter.finishing and not unread and not batcher.behind:
+                return None
+            due_at = now if self._waiter.finishing else self._due_at(now, unread)
             due = due_at is not None and now >= due_at
             if unread > 0 and (due or unread >= batcher.wanted_events()):
                 before = batcher.read_position
@@ -284,9 +292,10 @@ class SinkWorker:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_secs
-        self._waiter.stop()
         run = self._tasks[0]
+        self._waiter.finish()
         await asyncio.wait({run}, timeout=max(0.0, timeout_secs))
+        self._waiter.stop()
         if not run.done():
             await self._delivery.caller.cancel()
             await asyncio.wait({run}, timeout=ABORT_SECS)
@@ -298,7 +307,7 @@ class SinkWorker:
         await self._keeper.close()
         await self._close_sink(max(CLOSE_SECS, deadline - loop.time()))
         if self.dead_letters is not None:
-            await self.dead_letters.close()
+            await asyncio.wait({loop.create_task(self.dead_letters.close())}, timeout=CLOSE_SECS)
         self._executor.shutdown(wait=False)
 
     async def _close_sink(self, timeout_secs: float) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,10 @@ def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
     return names
 
 
-async def wait_until_idle(in_flight: set[Any], timeout_secs: float) -> bool:
+async def wait_until_idle(in_flight: set[Any], secs_left: Callable[[], float]) -> bool:
     """Wait until every request has its answer; False when the time is up first."""
-    deadline = asyncio.get_running_loop().time() + timeout_secs
     while in_flight:
-        if asyncio.get_running_loop().time() >= deadline:
+        if secs_left() <= 0:
             return False
         await asyncio.sleep(POLL_SECS)
     return True

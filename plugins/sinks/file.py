@@ -163,7 +163,7 @@ class File(Sink):
 def partitioned(batch: Batch, by: str) -> dict[Parts, list[bytes]]:
     """Return the lines of a batch by the partition they belong to (`by`: hour, day or none), in the order they have."""
     if by == "none":
-        return {(): list(batch.lines)}
+        return {(): list(batch.lines)} if batch.lines else {}
     parts_of: dict[int, Parts] = {}
     groups: dict[Parts, list[bytes]] = {}
     for line, metadata in zip(batch.lines, batch.metadata, strict=True):

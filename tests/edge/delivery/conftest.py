@@ -221,8 +221,8 @@ class Station:
         self.observer = CountingObserver()
         self.workers: list[SinkWorker] = []
 
-    def start(self) -> SinkWorker:
-        file = CursorFile(self.spool.path, self.sink.id)
+    def start(self, file: CursorFile | None = None) -> SinkWorker:
+        file = file or CursorFile(self.spool.path, self.sink.id)
         self.store = DeadLetterStore(self.store.path.parent, self.sink.id, segment_bytes=1 << 20, max_bytes=1 << 26)
         self.worker = SinkWorker(
             self.sink, self.config, self.spool.log, file, self.store, self.observer, self.clock, rng=random.Random(7)

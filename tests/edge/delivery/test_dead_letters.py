@@ -10,6 +10,7 @@ import pytest
 
 from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter
 from edge.delivery.selection import Selection
+from edge.spool.errors import SpoolClosedError
 from edge.spool.log import Log
 
 DIED = datetime(2025, 10, 9, 8, 0, tzinfo=UTC)
@@ -88,6 +89,15 @@ async def test_store_remembers_letters_and_marks_over_a_restart(stores: Any) -> 
     await again.add([letter(10)])
     assert again.count() == 9
     assert ids(again) == [*expected, "evt_10"]
+
+
+async def test_store_does_not_open_again_once_closed(stores: Any) -> None:
+    store = stores()
+    await store.add([letter(1)])
+    await store.close()
+    with pytest.raises(SpoolClosedError):
+        await store.add([letter(2)])
+    assert ids(store) == ["evt_1"]
 
 
 async def test_store_lists_beside_the_process_that_owns_it(stores: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 from edge.api import PermanentError, RetryableError
@@ -348,6 +349,60 @@ async def test_worker_sets_a_cursor_beyond_the_spool_back(
     await spool.put(3)
     await eventually(lambda: st.settled)
     assert st.sink.numbers() == [0, 1, 2]
+    st.assert_balanced()
+
+
+async def test_worker_delivers_the_whole_spool_when_the_cursor_is_damaged(
+    spool: Any, station: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("cursor is damaged")
+
+    class Damaged(CursorFile):
+        is_damaged = True
+
+    await spool.put(7)
+    st = station()
+    st.start(Damaged(spool.path, "crm"))
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == list(range(7))
+
+
+async def test_worker_needs_no_thread_that_plugins_share(spool: Any, station: Any, eventually: Any) -> None:
+    release = threading.Event()
+    hogs = [asyncio.get_running_loop().run_in_executor(None, release.wait, 20) for _ in range(64)]
+    try:
+        st = station()
+        worker = st.start()
+        await spool.put(5)
+        await eventually(lambda: st.settled and worker.durable_position == 5)
+        await worker.stop(1)
+    finally:
+        release.set()
+        await asyncio.gather(*hogs)
+
+
+async def test_worker_starts_over_from_its_cursor_when_the_spool_cannot_be_read(
+    spool: Any, station: Any, clock: Any, until: Any, monkeypatch: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("starts over")
+    st = station(clock=clock)
+    st.start()
+    await spool.put(3)
+    await until(lambda: st.settled)
+    real, calls = spool.log.read, 0
+
+    def read(position: int, max_bytes: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            raise OSError(5, "Input/output error")
+        return real(position, max_bytes)
+
+    monkeypatch.setattr(spool.log, "read", read)
+    await spool.put(3)
+    await until(lambda: st.settled)
+    assert calls >= 4
+    assert st.sink.numbers() == list(range(6))
     st.assert_balanced()
 
 

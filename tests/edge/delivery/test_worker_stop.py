@@ -21,7 +21,7 @@ class Gate:
         await self.open.wait()
 
 
-async def test_stop_lets_the_running_attempt_finish(spool: Any, station: Any) -> None:
+async def test_stop_lets_the_running_attempt_finish_and_delivers_what_is_pending(spool: Any, station: Any) -> None:
     st = station(max_events=5)
     gate = Gate()
     st.sink.script = [gate]
@@ -32,12 +32,12 @@ async def test_stop_lets_the_running_attempt_finish(spool: Any, station: Any) ->
     await asyncio.sleep(0)
     gate.open.set()
     await stopping
-    assert st.sink.numbers() == [0, 1, 2, 3, 4]
+    assert st.sink.numbers() == list(range(10))
     assert st.sink.closes == 1
     cursor = worker.snapshot().cursor
-    assert cursor.delivered == 5
+    assert cursor.delivered == 10
     assert worker.durable_position == cursor.position
-    assert worker.snapshot().pending_events == 5
+    assert worker.snapshot().pending_events == 0
 
 
 @pytest.mark.parametrize("ignores_cancellation", [False, True])
@@ -90,15 +90,29 @@ async def test_stop_ends_a_backoff_at_once(spool: Any, station: Any, clock: Any,
     assert st.sink.closes == 1
 
 
-async def test_stop_leaves_a_batch_that_is_not_full_in_the_spool(
-    spool: Any, station: Any, clock: Any, eventually: Any
-) -> None:
+async def test_stop_delivers_a_batch_that_is_not_full(spool: Any, station: Any, clock: Any, eventually: Any) -> None:
     st = station(clock=clock, max_age_secs=60)
     worker = st.start()
     await spool.put(3)
     await eventually(lambda: clock.sleeping)
     await worker.stop(30)
-    assert st.sink.attempts == []
+    assert [len(batch) for batch in st.sink.attempts] == [3]
+    assert worker.snapshot().pending_events == 0
+    st.assert_balanced()
+
+
+async def test_stop_does_not_try_again_what_fails_while_stopping(
+    spool: Any, station: Any, clock: Any, eventually: Any
+) -> None:
+    st = station(clock=clock, max_age_secs=60)
+    st.sink.script = [RetryableError("later")]
+    worker = st.start()
+    await spool.put(3)
+    await eventually(lambda: clock.sleeping)
+    started = time.monotonic()
+    await worker.stop(30)
+    assert time.monotonic() - started < 1
+    assert len(st.sink.attempts) == 1
     assert worker.snapshot().pending_events == 3
 
 

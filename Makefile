@@ -38,7 +38,7 @@ test: install-dev
 	$(BIN)/python -m pytest
 
 faults: install-dev
-	$(BIN)/python -m pytest tests/faults -v
+	EDGE_FAULTS_KILLS=25 $(BIN)/python -m pytest tests/faults -v
 
 bench: install-dev
 	$(BIN)/python bench/run.py

@@ -23,8 +23,12 @@ from edge.cli.banner import DEMO_KEY
 from edge.cli.init import PLACEHOLDER
 from edge.config.schema import OPTIONS
 from edge.config.words import key_text
+from edge.http.answers import TABLE as ANSWERS
+from edge.http.app import ROUTES
+from edge.http.openapi import document
 from edge.metrics import TABLE
 from edge.registry import load_registry
+from edge.validation import EventValidator, to_openapi
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = "docs/reference"
@@ -190,6 +194,59 @@ def metrics() -> Iterator[str]:
     yield ""
 
 
+def http() -> Iterator[str]:
+    """Yield the page of the ingest listener: what an SDK sends and the answers it gets."""
+    yield "# The HTTP contract"
+    yield ""
+    yield "What an SDK sends and what it is told. `GET /openapi.json` of a running gateway has the same, for machines."
+    yield ""
+    yield "A 2xx means: every accepted event of the request is on the disk. Every other answer has one shape:"
+    yield '`{"error": "...", "details": [{"field": "...", "message": "...", "code": "..."}]}`.'
+    yield ""
+    yield "## Routes"
+    yield ""
+    rows = ((f"`{path}`", ", ".join(handler.methods), _route_summary(path)) for path, handler in ROUTES)
+    yield from table(("path", "methods", "what"), rows)
+    yield "Both ingest routes answer `OPTIONS` for the configured origins (CORS preflight)."
+    yield ""
+    yield "## The event"
+    yield ""
+    event = to_openapi(EventValidator().schema)
+    required = set(event["required"])
+    yield from table(
+        ("field", "what", ""),
+        (
+            (f"`{name}`", _field_words(field), "required" if name in required else "optional")
+            for name, field in event["properties"].items()
+        ),
+    )
+    yield "## Answers that are not a success"
+    yield ""
+    yield from table(
+        ("status", "error", "codes", "when", "the SDK should"),
+        (
+            (str(int(row.status)), row.error, ", ".join(f"`{code}`" for code in row.codes), row.when, row.sdk_should)
+            for row in ANSWERS
+        ),
+    )
+    yield "`Retry-After` is in whole seconds. `X-Request-Id` is on every answer: the one you sent, or a fresh one."
+
+
+def _route_summary(path: str) -> str:
+    operations = document(EventValidator())["paths"][path]
+    return str(next(iter(operations.values()))["summary"])
+
+
+def _field_words(field: Mapping[str, Any]) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{word}`" for word in field["enum"])
+    if field["type"] == "array":
+        return f"array of {field['items']['type']}s"
+    if field.get("format") == "date-time":
+        return "ISO 8601 date and time; no offset means UTC"
+    return "non-empty string" if field.get("minLength") else str(field["type"])
+
+
 def cli() -> Iterator[str]:
     """Yield the page of the commands."""
     yield "# The command `edge`"
@@ -251,6 +308,7 @@ PAGES: Mapping[str, Callable[[], Iterator[str]]] = {
     "components.md": components,
     "options.md": options,
     "hooks.md": hooks,
+    "http.md": http,
     "metrics.md": metrics,
     "cli.md": cli,
 }

@@ -1,4 +1,7 @@
-"""Appends numbered payloads as fast as it can and writes the number of each to stdout once it was acknowledged."""
+"""Appends numbered payloads as fast as it can; writes the number and the place of each once it was acknowledged.
+
+Run by the tests as a process of its own: `appender.py DIRECTORY FIRST_NUMBER`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import itertools
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from edge.spool import CursorFile, Log
+from edge.spool import Cursor, CursorFile, Log
 
 
 def payload(number: int) -> bytes:
@@ -19,30 +23,22 @@ def payload(number: int) -> bytes:
 async def main(path: Path, start: int) -> None:
     log = Log.open(path, segment_bytes=64 * 1024)
     log.start(asyncio.get_running_loop())
-    cursor_file = CursorFile(path, "archive")
-    cursor = cursor_file.load()
-    os.write(1, b"ready\n")
     numbers = itertools.count(start)
 
     async def append() -> None:
         for number in numbers:
-            await log.append(payload(number))
-            os.write(1, b"%d\n" % number)
+            seq = await log.append(payload(number))
+            os.write(1, b"ack %d %d\n" % (number, seq))
 
     async def release() -> None:
-        # Frees old segments all the time, so that unlinking happens under fire as well.
-        from dataclasses import replace
-
-        from edge.spool import Cursor
-
-        position = cursor or Cursor()
+        """Move a cursor and free segments all the time, so that unlinking happens under fire as well."""
+        cursor_file = CursorFile(path, "archive")
+        cursor = cursor_file.load() or Cursor()
         while True:
-            await asyncio.sleep(0.01)
-            target = max(log.durable_seq - 2000, position.position)
-            delivered = position.delivered + target - position.position
-            position = replace(position, position=target, delivered=delivered)
-            await asyncio.to_thread(cursor_file.save, position)
-            await asyncio.to_thread(log.release, position.position)
+            position = max(log.durable_seq - 2000, cursor.position)
+            cursor = replace(cursor, position=position, delivered=position)
+            await asyncio.to_thread(cursor_file.save, cursor)
+            await asyncio.to_thread(log.release, position)
 
     await asyncio.gather(release(), *(append() for _ in range(20)))
 

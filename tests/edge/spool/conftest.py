@@ -1,8 +1,7 @@
-"""What the spool's tests share: real files in `tmp_path`, with system calls that can be recorded, delayed and failed."""
+"""What the spool's tests share: real files in `tmp_path`, system calls that can be recorded, delayed and failed."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from edge.spool import Frame, Log
 from edge.spool.files import Buffer, Files
 
@@ -167,18 +167,6 @@ def logs(io_loop: Any, spool_path: Path, files: FaultyFiles) -> Iterator[Logs]:
     yield logs
     files.heal()
     logs.close()
-
-
-async def _until(is_true: Callable[[], object], timeout_secs: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_secs):
-        while not is_true():
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-def until() -> Callable[..., Any]:
-    """Wait for a condition without knowing how long it takes."""
-    return _until
 
 
 def _read_all(log: Log, position: int = 0, max_bytes: int = 1 << 20) -> tuple[list[Frame], int]:

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+
 from edge.spool import Cursor, CursorFile, SpoolFailedError, SpoolFullError, cursor_names
 from edge.spool.cursor import load_cursor
 

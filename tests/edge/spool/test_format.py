@@ -4,6 +4,9 @@ import struct
 from zlib import crc32
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edge.spool import EVENTS, MARK, REPLAY, Frame, SpoolFormatError
 from edge.spool.format import (
     FRAME_HEADER_BYTES,
@@ -17,8 +20,6 @@ from edge.spool.format import (
     temporary_name,
 )
 from edge.spool.scan import Damage, find_tail, scan
-from hypothesis import given
-from hypothesis import strategies as st
 
 FRAMES = st.lists(
     st.tuples(st.sampled_from([EVENTS, REPLAY, MARK]), st.integers(1, 1000), st.binary(max_size=300)), max_size=20

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import pytest
+
 from edge.spool import Cursor, CursorFile, SpoolFailedError
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, segment_name
 from edge.spool.inspect import CorruptRange, Gap, dump, stats, verify
@@ -20,7 +20,7 @@ async def test_verify_of_a_running_log_finds_everything_intact(logs, spool_path)
         await log.append(b"%d" % number * 1000, 2)
     report = verify(spool_path)
     assert report.is_intact
-    assert (report.segments, report.frames, report.events) == (4, 10, 20)
+    assert (report.segments, report.frames, report.events) == (5, 10, 20)
     assert (report.first_seq, report.next_seq, report.unfinished_bytes) == (0, 20, 0)
 
 
@@ -31,7 +31,7 @@ async def test_verify_of_a_released_log_starts_where_it_starts(logs, spool_path)
     log.release(5)
     report = verify(spool_path)
     assert report.is_intact
-    assert (report.first_seq, report.next_seq, report.frames) == (3, 10, 7)
+    assert (report.first_seq, report.next_seq, report.frames) == (4, 10, 6)
 
 
 async def test_verify_tells_damage_gaps_and_what_is_not_ours_and_changes_nothing(logs, spool_path, segment_paths):
@@ -103,4 +103,4 @@ def test_inspection_of_an_empty_directory_finds_nothing(tmp_path):
     assert verify(tmp_path).is_intact
     assert stats(tmp_path).segments == 0
     assert list(dump(tmp_path)) == []
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

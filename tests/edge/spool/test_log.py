@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from edge.spool import (
     EVENTS,
     MARK,
@@ -16,6 +17,10 @@ from edge.spool import (
     SpoolFailedError,
     SpoolLockedError,
 )
+
+
+def open_files() -> list[str]:
+    return [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
 
 
 async def test_append_returns_the_number_of_the_first_event(logs, read_all):
@@ -92,11 +97,11 @@ async def test_append_is_answered_only_after_fdatasync_returned(logs, files):
 
 
 @pytest.mark.parametrize("durability", ["os", "memory"])
-async def test_append_needs_no_fdatasync_with_weaker_durability(logs, files, until, read_all, durability):
+async def test_append_needs_no_fdatasync_with_weaker_durability(logs, files, eventually, read_all, durability):
     log = logs.open(files=files, durability=durability)
     files.calls.clear()
     assert [await log.append(b"event") for _ in range(3)] == [0, 1, 2]
-    await until(lambda: log.durable_seq == 3)
+    await eventually(lambda: log.durable_seq == 3)
     assert files.count("fdatasync") == 0
     assert len(read_all(log)[0]) == 3
 
@@ -247,7 +252,7 @@ async def test_files_are_for_the_owner_alone(logs, spool_path, segment_paths):
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_full_segment_is_followed_by_the_next(logs, segment_paths, read_all, until):
+async def test_full_segment_is_followed_by_the_next(logs, segment_paths, read_all, eventually):
     log = logs.open(segment_bytes=4096)
     for number in range(10):
         await log.append(b"%04d" % number * 250)
@@ -257,14 +262,14 @@ async def test_full_segment_is_followed_by_the_next(logs, segment_paths, read_al
     assert [frame.payload[:4] for frame in read_all(log)[0]] == [b"%04d" % number for number in range(10)]
 
 
-async def test_next_segment_is_allocated_before_it_is_needed(logs, files, until):
+async def test_next_segment_is_allocated_before_it_is_needed(logs, files, eventually):
     log = logs.open(files=files, segment_bytes=8192)
     await log.append(bytes(5000))
-    await until(lambda: files.count("fallocate") == 2)
+    await eventually(lambda: log._writer._active._ready is not None)
     files.calls.clear()
     await log.append(bytes(5000))
     assert files.calls[0][0] == "pwritev"  # the roll itself allocates nothing
-    await until(lambda: files.count("fallocate") == 1)
+    await eventually(lambda: files.count("fallocate") == 1)
 
 
 async def test_next_segment_is_durable_before_its_first_frame(logs, files):
@@ -340,8 +345,7 @@ async def test_release_gives_back_room_that_a_reader_held_open(logs):
         await log.append(bytes(2500))
     assert len(log.read(0, 1 << 20).frames) == 6
     log.release(5)
-    open_files = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    assert not [path for path in open_files if "seg-" in str(path) and "deleted" in str(path)]
+    assert not [path for path in open_files() if "seg-" in path and "deleted" in path]
 
 
 async def test_stats_describe_the_log(logs):

@@ -6,6 +6,7 @@ import random
 import threading
 
 import pytest
+
 from edge.spool import SpoolFailedError
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+
 from edge.spool import Cursor, CursorFile, Log, SpoolFormatError
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, frame_header, segment_name
 

@@ -21,23 +21,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.example import EXAMPLE_EVENT
+
 CONNECTIONS = 32
 TICKS = os.sysconf("SC_CLK_TCK")
-
-EVENT = {
-    "event_id": "evt_123456789",
-    "event_type": "click",
-    "event_name": "button_click",
-    "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321",
-    "session_id": "sess_123456789",
-    "page_name": "checkout",
-    "element_id": "submit_button",
-    "device_type": "mobile",
-    "platform": "ios",
-    "app_version": "2.1.0",
-    "network_type": "wifi",
-}
 
 CONFIG = """
 server: {listen: 127.0.0.1:0}
@@ -175,7 +162,7 @@ def main() -> None:
             for thread in Path(f"/proc/{process.pid}/task").iterdir():
                 os.sched_setaffinity(int(thread.name), {cores[0]})
             os.sched_setaffinity(0, {cores[-1]})
-            body = json.dumps(EVENT).encode()
+            body = json.dumps(dict(EXAMPLE_EVENT)).encode()
             kinds = {
                 "one event": (request_of("/ingest", body), 1),
                 "batch of 100": (request_of("/ingest/batch", b"[" + b",".join([body] * 100) + b"]"), 100),

@@ -9,7 +9,8 @@ import asyncio
 import copy
 import gzip
 import heapq
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -18,7 +19,14 @@ from typing import Any, Final, Self, TypeVar
 
 import orjson
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from voluptuous import MultipleInvalid
@@ -38,6 +46,8 @@ from edge.api import (
     Sink,
 )
 from edge.config.checks import Options
+from edge.config.components import own_options
+from edge.example import EXAMPLE_EVENT
 
 __all__ = [
     "EXAMPLE_EVENT",
@@ -56,22 +66,6 @@ __all__ = [
     "run_enricher",
     "run_filter",
 ]
-
-EXAMPLE_EVENT: Final[Mapping[str, Any]] = {
-    "event_id": "evt_123456789",
-    "event_type": "click",
-    "event_name": "button_click",
-    "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321",
-    "session_id": "sess_123456789",
-    "page_name": "checkout",
-    "element_id": "submit_button",
-    "device_type": "mobile",
-    "platform": "ios",
-    "app_version": "2.1.0",
-    "network_type": "wifi",
-}
-"""The example of the HTTP contract."""
 
 RECEIVED_AT: Final = datetime(2025, 9, 17, 10, 0, 1, 234_000, tzinfo=UTC)
 """When the events of `make_context` and `make_batch` were received, unless said otherwise."""
@@ -118,7 +112,7 @@ def build(component_class: type[ComponentType], /, id: str = "", **options: Any)
     `id` is the type when it is left out. `OptionsError` says what the gateway would say to an operator.
     """
     try:
-        checked = Options(component_class.options)(options)
+        checked = Options(own_options(component_class))(options)
     except MultipleInvalid as error:
         lines = [
             f"{'.'.join(map(str, each.path)) or component_class.type}: {each.error_message}" for each in error.errors
@@ -179,7 +173,7 @@ def _call(component: Component, hook: str, event: Event, context: Context | None
     before = copy.deepcopy(event)
     function = _hook(component, hook)
     # A hook may leave out arguments it has no use for.
-    names: Sequence[str] = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    names = inspect.signature(function).parameters
     given = {"event": event, "context": context or make_context()}
     result = function(**{name: given[name] for name in names})
     if event != before:
@@ -308,7 +302,7 @@ class RecordingTarget:
         self._then = then or Answer()
         self._arrived = asyncio.Event()
         self._answering: set[asyncio.Task[None]] = set()
-        self._server = HTTPServer(self._take, max_body_size=1 << 30)
+        self._server = HTTPServer(_Door(self._take), max_body_size=1 << 30)
 
     async def start(self) -> Self:
         """Listen on a free port of loopback."""
@@ -344,22 +338,55 @@ class RecordingTarget:
             self._arrived.clear()
             await self._arrived.wait()
 
-    def _take(self, request: HTTPServerRequest) -> None:
-        self.requests.append(RecordedRequest(request.method or "", request.uri or "", request.headers, request.body))
+    def _take(self, request: RecordedRequest, connection: HTTPConnection) -> None:
+        self.requests.append(request)
         self._arrived.set()
         answer = self._script.pop(0) if self._script else self._then
-        task = asyncio.get_running_loop().create_task(self._answer(request, answer))
+        task = asyncio.get_running_loop().create_task(_answer(connection, answer))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, request: HTTPServerRequest, answer: Answer) -> None:
-        await asyncio.sleep(answer.delay_secs)
-        connection = request.connection
-        if connection is None:
-            return
-        headers = HTTPHeaders({"Content-Length": str(len(answer.body)), **answer.headers})
-        try:
-            await connection.write_headers(ResponseStartLine("HTTP/1.1", answer.status, ""), headers, answer.body)
-            connection.finish()
-        except StreamClosedError:
-            return  # the client did not wait
+
+_Take = Callable[[RecordedRequest, HTTPConnection], None]
+
+
+class _Door(HTTPServerConnectionDelegate):
+    """Hands whole requests on as they came: Tornado's own request object would try to parse the body."""
+
+    def __init__(self, take: _Take) -> None:
+        self._take = take
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return _Reader(self._take, request_conn)
+
+
+class _Reader(HTTPMessageDelegate):
+    """Collects one request."""
+
+    def __init__(self, take: _Take, connection: HTTPConnection) -> None:
+        self._take = take
+        self._connection = connection
+        self._line = RequestStartLine("", "", "")
+        self._headers = HTTPHeaders()
+        self._body = bytearray()
+
+    def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
+        if isinstance(start_line, RequestStartLine):
+            self._line, self._headers = start_line, headers
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    def finish(self) -> None:
+        request = RecordedRequest(self._line.method, self._line.path, self._headers, bytes(self._body))
+        self._take(request, self._connection)
+
+
+async def _answer(connection: HTTPConnection, answer: Answer) -> None:
+    await asyncio.sleep(answer.delay_secs)
+    headers = HTTPHeaders({"Content-Length": str(len(answer.body)), **answer.headers})
+    try:
+        await connection.write_headers(ResponseStartLine("HTTP/1.1", answer.status, ""), headers, answer.body)
+        connection.finish()
+    except StreamClosedError:
+        return  # the client did not wait

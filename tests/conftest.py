@@ -18,24 +18,11 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from edge import logs
 from edge.config import load
+from edge.example import EXAMPLE_EVENT
 from edge.http.server import listen
 from edge.registry import load_registry
 from edge.runtime import Process
 
-EXAMPLE_EVENT = {
-    "event_id": "evt_123456789",
-    "event_type": "click",
-    "event_name": "button_click",
-    "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321",
-    "session_id": "sess_123456789",
-    "page_name": "checkout",
-    "element_id": "submit_button",
-    "device_type": "mobile",
-    "platform": "ios",
-    "app_version": "2.1.0",
-    "network_type": "wifi",
-}
 KEY = "test-key-0123456789"
 
 

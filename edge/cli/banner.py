@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,29 +11,13 @@ import click
 
 from edge.config.build import DEMO_KEY_SHA256
 from edge.config.model import GatewayConfig, SinkConfig
+from edge.example import EXAMPLE_EVENT
 from edge.logs import escape
 
 DEMO_KEY: Final = "your_api_key"
 """The key of the default configuration: the one the published curl line carries."""
 
-EVENT: Final[Mapping[str, Any]] = {
-    "event_id": "evt_123456789",
-    "event_type": "click",
-    "event_name": "button_click",
-    "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321",
-    "session_id": "sess_123456789",
-    "page_name": "checkout",
-}
-_MORE: Final[Mapping[str, Any]] = {
-    "device_type": "mobile",
-    "platform": "ios",
-    "network_type": "wifi",
-    "experiments": ["checkout_b"],
-    "element_id": "submit_button",
-    "referrer": "https://shop.example.org/",
-    "app_version": "2.1.0",
-}
+_MORE: Final[Mapping[str, Any]] = {"experiments": ["checkout_b"], "referrer": "https://shop.example.org/"}
 """Values for optional fields that a site may require; what is not here is an object."""
 
 
@@ -58,11 +43,13 @@ def curl(config: GatewayConfig, address: str, key: str) -> str:
 
 def event_command(target: str, key: str, required: Sequence[str] = ()) -> str:
     """Return the curl command that posts one valid event to `target`, with values for what a site requires on top."""
-    event = dict(EVENT)
+    event = dict(EXAMPLE_EVENT)
     for name in required:
         event.setdefault(name, _MORE.get(name, {}))
+    # The event's values hold no spaces, so lines break between fields only.
+    body = textwrap.fill(json.dumps(event), 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     header = f' -H "X-API-Key: {key}"' if key else ""
-    return f"curl -X POST {target} -H \"Content-Type: application/json\"{header} -d '{json.dumps(event)}'"
+    return f"curl -X POST {target} -H \"Content-Type: application/json\"{header} -d '{body}'"
 
 
 def banner(config: GatewayConfig, addresses: Mapping[str, Sequence[str]], hint: str | None = None) -> str:

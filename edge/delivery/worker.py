@@ -132,7 +132,8 @@ class SinkWorker:
     async def stop(self, timeout_secs: float) -> None:
         """Deliver what is pending within `timeout_secs`, then save the cursor and close the sink.
 
-        A sink that fails, or waits after a failure, stops at once: drain never waits for a dead target. Takes at most about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
+        A sink that fails, or waits after a failure, stops at once: drain never waits for a dead target. Takes at most
+        about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
         """
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs))

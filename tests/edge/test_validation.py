@@ -13,6 +13,7 @@ import voluptuous as vol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.example import EXAMPLE_EVENT
 from edge.validation import MAX_DETAILS, EventValidator, echo_name, to_openapi
 
 REQUIRED = ("event_id", "event_type", "event_name", "event_time", "user_id", "session_id", "page_name")
@@ -26,20 +27,7 @@ OBJECTS = ("content", "behavior", "performance", "location", "commerce", "intera
 ORDER = (*REQUIRED, *TEXTS, *CHOICES, *OBJECTS, "experiments")
 CODES = {f"validation.{word}" for word in ("required", "type", "format", "enum", "length", "unknown", "limit")}
 
-CURL = {
-    "event_id": "evt_123456789",
-    "event_type": "click",
-    "event_name": "button_click",
-    "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321",
-    "session_id": "sess_123456789",
-    "page_name": "checkout",
-    "element_id": "submit_button",
-    "device_type": "mobile",
-    "platform": "ios",
-    "app_version": "2.1.0",
-    "network_type": "wifi",
-}
+CURL = dict(EXAMPLE_EVENT)
 
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=20)

@@ -310,7 +310,8 @@ async def test_body_over_the_limit_is_refused(launch: Any, raw: Any, example_eve
 async def test_chunked_body_is_taken(launch: Any, raw: Any, example_event: Any) -> None:
     gateway = await launch()
     body = json.dumps(example_event).encode()
-    head = f"POST /ingest HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    head = f"POST /ingest HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nConnection: close\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n"
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(body[i : i + 50]), body[i : i + 50]) for i in range(0, len(body), 50))
     answer = await raw(gateway.port, head.encode() + chunks + b"0\r\n\r\n", timeout_secs=5)
     assert answer.startswith(b"HTTP/1.1 200 ")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import threading
 import time
 
@@ -332,3 +333,49 @@ async def test_unlink_that_fails_keeps_the_segment_in_the_log(logs, files, expec
     files.heal()
     assert log.release(2) > 0
     assert log.first_seq == 2
+
+
+@pytest.mark.parametrize("seed", range(15))
+async def test_books_balance_after_any_mixture_of_faults(
+    logs, files, expect_log, read_all, eventually, no_patience, seed
+):
+    expect_log += [SYNC_FAILED, REFUSES, NOT_WRITTEN, NOT_CUT, "a segment could not be removed"]
+    dice = random.Random(seed)
+    log = logs.open(files=files, segment_bytes=8192, max_bytes=1 << 20)
+    outcome: dict[bytes, int | type[BaseException]] = {}
+    calls = ["open", "fallocate", "fsync", "fdatasync", "pwritev", "rename", "ftruncate", "close", "unlink"]
+
+    async def append(payload: bytes) -> None:
+        try:
+            outcome[payload] = await log.append(payload)
+        except SpoolError as error:
+            outcome[payload] = type(error)
+
+    for round_number in range(40):
+        if dice.random() < 0.6:
+            files.fail_always(
+                dice.choice(calls),
+                dice.choice([errno.EIO, errno.ENOSPC]),
+                after=dice.randrange(4),
+                times=dice.choice([1, 1, 2, 1000]),
+            )
+        if dice.random() < 0.3:
+            files.largest_write = dice.randrange(1, 5000)
+        payloads = [b"%d.%d " % (round_number, number) * dice.randrange(1, 300) for number in range(dice.randrange(20))]
+        await asyncio.gather(*map(append, payloads))
+        files.heal()
+        await eventually(lambda: log.stats().writable)
+    stored = {payload: result for payload, result in outcome.items() if isinstance(result, int)}
+    refused = {payload for payload, result in outcome.items() if result in (SpoolFailedError, SpoolFullError)}
+    assert len(stored) > 100
+    for number in range(2):
+        frames, lost = read_all(log)
+        assert lost == log.stats().corrupt_bytes == 0
+        found = {frame.payload: frame.seq for frame in frames}
+        assert len(found) == len(frames)
+        assert stored.items() <= found.items()
+        assert not refused & set(found)
+        assert log.durable_seq == len(frames)
+        if number == 0:
+            await log.close()
+            log = logs.open()

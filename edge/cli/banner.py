@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -46,10 +45,8 @@ def event_command(target: str, key: str, required: Sequence[str] = ()) -> str:
     event = dict(EXAMPLE_EVENT)
     for name in required:
         event.setdefault(name, _MORE.get(name, {}))
-    # The event's values hold no spaces, so lines break between fields only.
-    body = textwrap.fill(json.dumps(event), 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     header = f' -H "X-API-Key: {key}"' if key else ""
-    return f"curl -X POST {target} -H \"Content-Type: application/json\"{header} -d '{body}'"
+    return f"curl -X POST {target} -H \"Content-Type: application/json\"{header} -d '{json.dumps(event)}'"
 
 
 def banner(config: GatewayConfig, addresses: Mapping[str, Sequence[str]], hint: str | None = None) -> str:

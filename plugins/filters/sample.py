@@ -7,8 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 import orjson
-from voluptuous import All, Coerce, Invalid, Optional, Required
-from voluptuous import Any as AnyOf
+from voluptuous import Invalid, Optional, Required
 
 from edge.api import ComponentRegistry, Context, Event, Filter, hookimpl
 
@@ -23,6 +22,14 @@ def _rate(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise Invalid("must be a number between 0 and 1, for example 0.1 for a tenth")
     return float(value)
+
+
+@takes("text or whole number")
+def _seed(value: object) -> str:
+    """Check what selections are told apart by; a number means the same as its text."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Invalid("must be text or a whole number")
+    return str(value)
 
 
 class Sample(Filter):
@@ -49,9 +56,7 @@ class Sample(Filter):
     options = {
         Required("rate", description="The share of users to keep, 0 to 1."): _rate,
         Optional("by", default="user_id", description="The field whose value decides, a dotted path."): field_path,
-        Optional("seed", default="", description="Any text or number; another seed is another selection."): All(
-            AnyOf(str, int), Coerce(str)
-        ),
+        Optional("seed", default="", description="Anything; another seed is another selection."): _seed,
     }
     reasons = ("sampled_out",)
 

@@ -92,7 +92,7 @@ def test_sample_refuses_what_is_no_share(rate):
         build(Sample, rate=rate)
 
 
-@pytest.mark.parametrize("options", [{"by": "a..b"}, {"by": ""}, {"by": 7}, {"seed": [1]}])
+@pytest.mark.parametrize("options", [{"by": "a..b"}, {"by": ""}, {"by": 7}, {"seed": [1]}, {"seed": True}])
 def test_sample_refuses_other_wrong_options(options):
     with pytest.raises(OptionsError):
         build(Sample, rate=0.5, **options)

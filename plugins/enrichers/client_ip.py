@@ -8,7 +8,7 @@ from typing import Any
 
 from voluptuous import Optional
 
-from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
+from edge.api import REMOVE, ComponentRegistry, Context, Enricher, Event, hookimpl
 
 from ..checks import field_name
 
@@ -22,8 +22,8 @@ class ClientIp(Enricher):
     """Set the client's IP address.
 
     The address is the peer of the connection, or what a proxy of `server.trusted_proxies` said of it. An IPv4 address
-    that came as IPv6 (``::ffff:192.0.2.7``) is written as IPv4. What the sender wrote into the field is replaced. An
-    event without an address (a unix socket) stays as it is. It never fails.
+    that came as IPv6 (``::ffff:192.0.2.7``) is written as IPv4. What the sender wrote into the field is replaced, or
+    removed where there is no address (a unix socket). It never fails.
 
     With `anonymize` the last 8 bits of an IPv4 address and the last 80 bits of an IPv6 address are zero before anything
     is stored: ``192.0.2.0``, ``2001:db8:7::``.
@@ -46,7 +46,7 @@ class ClientIp(Enricher):
     @hookimpl
     def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
         address = client_address(context.remote_ip, anonymize=self.options["anonymize"])
-        return None if address is None else {self.options["field"]: address}
+        return {self.options["field"]: REMOVE if address is None else address}
 
 
 def client_address(text: str, *, anonymize: bool) -> str | None:

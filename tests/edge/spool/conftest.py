@@ -93,8 +93,8 @@ class FaultyFiles(Files):
         super().unlink(name, dir_fd=dir_fd)
 
     def close(self, fd: int) -> None:
+        super().close(fd)  # first: the system closes a descriptor even when it reports an error
         self._enter("close", self._numbers.pop(fd))
-        super().close(fd)
 
 
 class Observer:

@@ -345,7 +345,7 @@ async def test_release_gives_back_room_that_a_reader_held_open(logs):
         await log.append(bytes(2500))
     assert len(log.read(0, 1 << 20).frames) == 6
     log.release(5)
-    assert not [path for path in open_files() if "seg-" in path and "deleted" in path]
+    assert not [path for path in open_files() if path.startswith(str(logs.path)) and path.endswith("(deleted)")]
 
 
 async def test_stats_describe_the_log(logs):

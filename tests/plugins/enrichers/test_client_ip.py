@@ -23,8 +23,9 @@ def test_client_ip_sets_the_address(remote_ip, plain, anonymized):
 
 
 @pytest.mark.parametrize("remote_ip", ["", "unix:", "300.1.1.1", "example.org"])
-def test_client_ip_leaves_the_event_when_there_is_no_address(remote_ip):
-    assert build(ClientIp).edge_enrich(make_event(), make_context(remote_ip=remote_ip)) is None
+def test_client_ip_removes_what_the_sender_wrote_when_there_is_no_address(remote_ip):
+    event = make_event(client_ip="198.51.100.1")
+    assert run_enricher(build(ClientIp), event, make_context(remote_ip=remote_ip)) == make_event()
 
 
 def test_client_ip_replaces_what_the_sender_wrote():

@@ -98,7 +98,11 @@ def test_foreign_sink_receives_events_in_a_fresh_environment(
         for line in process.stderr:
             if "the gateway is listening" in line:
                 break
-        request = urllib.request.Request(f"http://127.0.0.1:{free_port}/ingest", json.dumps(example_event).encode())
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{free_port}/ingest",
+            json.dumps(example_event).encode(),
+            {"Content-Type": "application/json"},
+        )
         with urllib.request.urlopen(request, timeout=10) as response:
             assert response.status == 200
         deadline = time.monotonic() + 5

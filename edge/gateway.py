@@ -19,7 +19,7 @@ from edge.door import Door, Plan
 from edge.metrics import Metrics, Samples
 from edge.pipeline import Pipeline
 from edge.registry import Registry
-from edge.spool.cursor import CursorFile, cursor_names
+from edge.spool.cursor import CursorFile
 from edge.spool.log import Log
 from edge.validation import EventValidator
 
@@ -84,10 +84,6 @@ class Gateway:
         """
         options = self.config.spool
         path = options.path / SHARD
-        floor = 0
-        for name in cursor_names(path):
-            cursor = CursorFile(path, name).load()
-            floor = max(floor, cursor.position if cursor is not None else 0)
         self._spool = await asyncio.to_thread(
             Log.open,
             path,
@@ -97,7 +93,6 @@ class Gateway:
             durability=options.durability,
             retain_secs=options.retain_secs,
             observer=self._books,
-            floor=floor,
         )
         self._spool.start(asyncio.get_running_loop())
         try:

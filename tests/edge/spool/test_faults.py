@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import shutil
 import threading
 import time
 
@@ -209,6 +210,19 @@ async def test_write_that_fails_half_way_stores_nothing_of_its_commit(logs, file
     assert [frame.payload for frame in read_all(log)[0]] == [b"before", b"after"]
     await log.close()
     assert [frame.payload for frame in read_all(logs.open())[0]] == [b"before", b"after"]
+
+
+async def test_refused_commit_is_not_there_after_a_crash(logs, files, tmp_path, expect_log, read_all):
+    expect_log += [NOT_WRITTEN, REFUSES]
+    log = logs.open(files=files)
+    await log.append(b"before")
+    files.largest_write = 60  # one whole frame gets to the file
+    files.fail_once("pwritev", errno.EIO, after=1)
+    files.fail_always("fallocate", errno.ENOSPC)  # and no fresh segment fences it
+    errors = await asyncio.gather(log.append(b"refused 1"), log.append(b"refused 2"), return_exceptions=True)
+    assert {type(error) for error in errors} == {SpoolFailedError}
+    shutil.copytree(logs.path, tmp_path / "crashed")
+    assert [frame.payload for frame in read_all(logs.open(tmp_path / "crashed"))[0]] == [b"before"]
 
 
 async def test_write_that_takes_no_byte_is_an_error_not_a_loop(logs, files, expect_log):

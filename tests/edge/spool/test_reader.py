@@ -194,7 +194,11 @@ async def test_segment_replaced_by_a_link_is_not_followed(logs, segment_paths, t
         log.read(0, 1000)
 
 
-async def test_frames_behind_the_start_of_the_next_segment_do_not_count(logs, segment_paths, spool_path, read_all):
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_frames_behind_the_start_of_the_next_segment_do_not_count(
+    logs, segment_paths, expect_log, read_all, is_damaged
+):
+    expect_log += ["damaged", "lost"]
     log = logs.open(segment_bytes=4096)
     for number in range(2):
         await log.append(payload(number) * 10)
@@ -206,6 +210,8 @@ async def test_frames_behind_the_start_of_the_next_segment_do_not_count(logs, se
     await log.append(b"the other 1")
     await log.close()
     segment_paths()[0].write_bytes(whole)
+    if is_damaged:
+        flip(segment_paths()[0], SEGMENT_HEADER_BYTES + 500)
     frames, lost = read_all(logs.open(segment_bytes=4096))
-    assert [frame.payload for frame in frames] == [payload(0) * 10, b"the other 1"]
-    assert lost == 0
+    assert [frame.payload for frame in frames] == [payload(0) * 10, b"the other 1"][is_damaged:]
+    assert lost == is_damaged

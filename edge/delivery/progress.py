@@ -24,6 +24,10 @@ STOP_SECS = 1.0
 class Saveable(Protocol):
     """The part of the spool's cursor file that delivery uses. All calls block."""
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether there was a cursor that cannot be read any more."""
+
     def load(self) -> Cursor | None:
         """Return the saved cursor; None when there is none."""
 

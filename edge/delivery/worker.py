@@ -168,7 +168,7 @@ class SinkWorker:
                 sink=self.id,
                 events=cursor.position - end,
             )
-        elif getattr(self._file, "is_damaged", False):
+        elif self._file.is_damaged:
             # Nobody knows how far the sink was: what it has had is delivered again, what it has not had is not lost.
             start = self._log.first_seq
             log.warning("a sink's cursor is damaged: it gets all that is in the spool", sink=self.id)

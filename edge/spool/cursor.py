@@ -78,6 +78,8 @@ class CursorFile:
         self._fds: dict[str, int] = {}
         self._best = _Slot()
         self.load()
+        self.is_damaged = self._best.cursor is None and _was_written(directory, name)
+        """There was a cursor, and neither slot of it can be read. Not the same as a sink that is new."""
         try:
             create_directory(directory)
             for suffix in _SUFFIXES:
@@ -185,18 +187,35 @@ def _best_slot(directory: Path, name: str) -> _Slot:
     return best
 
 
-def _read_slot(dir_fd: int, name: str, suffix: str) -> _Slot:
+def _was_written(directory: Path, name: str) -> bool:
+    """Return whether a slot holds anything: slots that were made and never written are all zeros."""
     try:
-        fd = open_regular(f"cursor-{name}.{suffix}", dir_fd)
+        dir_fd = open_directory(directory)
     except OSError:
-        return _Slot()
+        return False
     try:
-        data = read_at(fd, 0, SLOT_BYTES)
+        return any(any(_slot_bytes(dir_fd, name, suffix)) for suffix in _SUFFIXES)
     finally:
-        os.close(fd)
+        os.close(dir_fd)
+
+
+def _read_slot(dir_fd: int, name: str, suffix: str) -> _Slot:
+    data = _slot_bytes(dir_fd, name, suffix)
     if len(data) < SLOT_BYTES:
         return _Slot()
     magic, crc, generation, *values = _SLOT.unpack(data)
     if magic != _MAGIC or crc != crc32(data[8:]):
         return _Slot()
     return _Slot(suffix, generation, Cursor(*values))
+
+
+def _slot_bytes(dir_fd: int, name: str, suffix: str) -> bytes:
+    """Return what a slot holds; nothing when it is not there or is not a regular file."""
+    try:
+        fd = open_regular(f"cursor-{name}.{suffix}", dir_fd)
+    except OSError:
+        return b""
+    try:
+        return read_at(fd, 0, SLOT_BYTES)
+    finally:
+        os.close(fd)

@@ -356,13 +356,11 @@ async def test_worker_delivers_the_whole_spool_when_the_cursor_is_damaged(
     spool: Any, station: Any, eventually: Any, expect_log: list[str]
 ) -> None:
     expect_log.append("cursor is damaged")
-
-    class Damaged(CursorFile):
-        is_damaged = True
-
     await spool.put(7)
+    for suffix in "ab":
+        (spool.path / f"cursor-crm.{suffix}").write_bytes(b"\x00" * 20 + b"garbage" * 7)
     st = station()
-    st.start(Damaged(spool.path, "crm"))
+    st.start()
     await eventually(lambda: st.settled)
     assert st.sink.numbers() == list(range(7))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from edge.spool.files import Buffer, Files, close_quietly, remove_quietly, write_all
-from edge.spool.format import SEGMENT_HEADER_BYTES, segment_name
+from edge.spool.format import SEGMENT_HEADER_BYTES, FrameKey, segment_name
 from edge.spool.segment import Prepared, Segment, SegmentIndex, activate, discard, prepare
 
 logger = structlog.get_logger(__name__)
@@ -55,9 +55,11 @@ class ActiveSegment:
         return self.segment.header.capacity - self.segment.data_end if self.segment is not None else 0
 
     @property
-    def seed(self) -> int:
-        """Where the checksums of the segment's frames start."""
-        return self.segment.header.seed if self.segment is not None else 0
+    def key(self) -> FrameKey:
+        """What the frames of the segment are made with."""
+        if self.segment is None:
+            raise OSError(errno.EBADF, "there is no segment to write to")
+        return self.segment.header.key
 
     @property
     def wants_ready(self) -> bool:

@@ -4,10 +4,11 @@ A segment starts with its header, twice, in two sectors, so that one bad byte do
 follow without padding. All numbers are little-endian::
 
     segment header   magic 8 | version 2 | flags 2 | epoch 16 | first_seq 8 | capacity 8 | shard 64 | crc 4
-    frame            magic 4 | kind 1 | zero 3 | n_events 4 | length 4 | seq 8 | header crc 4 | crc 4 | payload
+    frame            magic 4 | kind 1 | tag 3 | n_events 4 | length 4 | seq 8 | header crc 4 | crc 4 | payload
 
 The header crc covers epoch and header, so a length is never believed without proof; the crc goes on over the payload.
-The epoch is random for each segment: bytes that an older file left behind on the disk never pass for a frame.
+The epoch is random for each segment: bytes that an older file left behind on the disk never pass for a frame. The tag
+is its beginning: what is not of this segment is passed over without looking at checksums.
 """
 
 from __future__ import annotations
@@ -31,19 +32,17 @@ MARK = 3
 
 FRAME_MAGIC = b"\xffEv\xfe"
 """Never part of UTF-8 text, so no payload of JSON contains it."""
-FRAME = Struct("<4sB3xIIQII")
+FRAME = Struct("<4sB3sIIQII")
 FRAME_HEADER_BYTES = FRAME.size
 CHECKED_BYTES = 24
 """How much of the frame header the header crc covers."""
-FRAME_PATTERN = re.compile(re.escape(FRAME_MAGIC) + rb"[\x01-\xff]\x00\x00\x00")
-"""What every frame starts with: finds candidates quickly, proves nothing."""
 
 SEGMENT_HEADER_BYTES = 1024
 _COPY_BYTES = 512
 _SEGMENT_MAGIC = b"EDGESEG\n"
 _SEGMENT = Struct("<8sHH16sQQ64s")
 _CRC = Struct("<I")
-_HEAD = Struct("<4sB3xIIQ")
+_HEAD = Struct("<4sB3sIIQ")
 _CRCS = Struct("<II")
 
 _NAME = re.compile(r"seg-(\d{20})\.log")
@@ -71,6 +70,21 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameKey:
+    """What ties frames to their segment."""
+
+    seed: int
+    """Where the checksums of the frames start."""
+    tag: bytes
+    """Three bytes that stand in every frame header."""
+
+    @property
+    def pattern(self) -> re.Pattern[bytes]:
+        """Matches what every frame of the segment starts with: finds candidates quickly, proves nothing."""
+        return re.compile(re.escape(FRAME_MAGIC) + rb"[\x01-\xff]" + re.escape(self.tag), re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentHeader:
     """What a segment says of itself."""
 
@@ -86,9 +100,9 @@ class SegmentHeader:
         return cls(os.urandom(16), first_seq, capacity, shard)
 
     @property
-    def seed(self) -> int:
-        """Where the checksums of the segment's frames start."""
-        return crc32(self.epoch)
+    def key(self) -> FrameKey:
+        """What the segment's frames are checked with."""
+        return FrameKey(crc32(self.epoch), self.epoch[:3])
 
     def pack(self) -> bytes:
         """Return the first `SEGMENT_HEADER_BYTES` of the segment."""
@@ -139,8 +153,8 @@ def temporary_name() -> str:
     return f"seg-{os.urandom(8).hex()}.tmp"
 
 
-def frame_header(seed: int, kind: int, seq: int, n_events: int, payload: bytes) -> bytes:
+def frame_header(key: FrameKey, kind: int, seq: int, n_events: int, payload: bytes) -> bytes:
     """Return the header of a frame; the payload follows it on disk."""
-    head = _HEAD.pack(FRAME_MAGIC, kind, n_events, len(payload), seq)
-    check = crc32(head, seed)
+    head = _HEAD.pack(FRAME_MAGIC, kind, key.tag, n_events, len(payload), seq)
+    check = crc32(head, key.seed)
     return head + _CRCS.pack(check, crc32(payload, check))

@@ -194,8 +194,7 @@ class _Directory:
             return
         try:
             read = partial(read_at, fd)
-            seed = segment.header.seed
-            yield from scan(read, seed, segment.name, SEGMENT_HEADER_BYTES, segment.data_end, position)
+            yield from scan(read, segment.header.key, segment.name, SEGMENT_HEADER_BYTES, segment.data_end, position)
         finally:
             os.close(fd)
 
@@ -206,7 +205,7 @@ class _Directory:
         except OSError:
             return segment.first_seq
         try:
-            tail = find_tail(partial(read_at, fd), segment.header.seed, SEGMENT_HEADER_BYTES, segment.data_end)
+            tail = find_tail(partial(read_at, fd), segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end)
         finally:
             os.close(fd)
         return tail.end_seq or segment.first_seq

@@ -108,7 +108,7 @@ class Reader:
         segment = view.segment
         offset = self._offset(segment, position)
         chunk_bytes = max(_CHUNK_BYTES, min(max_bytes, _LARGE_CHUNK_BYTES))
-        return scan(read, segment.header.seed, segment.name, offset, view.data_end, position, chunk_bytes)
+        return scan(read, segment.header.key, segment.name, offset, view.data_end, position, chunk_bytes)
 
     def _skip(self, segment: Segment, seq: int, result: ReadResult) -> int | None:
         """Step over a gap up to `seq`; None when the frames before it have to be returned first."""

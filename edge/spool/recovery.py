@@ -195,7 +195,7 @@ def _cut_tail(dir_fd: int, files: Files, quarantine: Quarantine, segment: Segmen
         return 0, segment.first_seq  # gone, or not ours to write
     try:
         read = partial(read_at, fd)
-        tail = find_tail(read, segment.header.seed, SEGMENT_HEADER_BYTES, segment.data_end)
+        tail = find_tail(read, segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end)
         torn = max(tail.data_end - tail.end, 0)
         if torn:
             quarantine.damaged(segment.name, tail.end, torn, read)

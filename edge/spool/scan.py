@@ -11,8 +11,8 @@ from edge.spool.format import (
     FRAME,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
-    FRAME_PATTERN,
     Frame,
+    FrameKey,
 )
 
 ReadAt = Callable[[int, int], bytes]
@@ -44,13 +44,14 @@ class Tail:
 
 
 def scan(
-    read: ReadAt, seed: int, segment: str, offset: int, end: int, position: int = 0, chunk_bytes: int = CHUNK_BYTES
+    read: ReadAt, key: FrameKey, segment: str, offset: int, end: int, position: int = 0, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[Frame | Damage]:
     """Yield the frames that start in `[offset, end)` and the damaged ranges between them, in order.
 
     Frames that end at or before event `position` are stepped over; only their headers are checked. Zeros up to `end`
     are room that was never written and are not reported.
     """
+    seed = key.seed
     data, base = b"", offset
     view = memoryview(data)
     while offset < end:
@@ -62,10 +63,10 @@ def scan(
                 if data.strip(b"\0"):
                     yield Damage(offset, len(data))
                 return
-        magic, kind, n_events, length, seq, check, crc = FRAME.unpack_from(data, at)
+        magic, kind, _, n_events, length, seq, check, crc = FRAME.unpack_from(data, at)
         stop = offset + FRAME_HEADER_BYTES + length
         if magic != FRAME_MAGIC or crc32(view[at : at + CHECKED_BYTES], seed) != check or stop > end:
-            found, data_end = _next_header(read, seed, offset + 1, end)
+            found, data_end = _next_header(read, key, offset + 1, end)
             if found < end or data_end > offset + 1 or data[at]:
                 yield Damage(offset, (found if found < end else data_end) - offset)
             offset = found
@@ -84,43 +85,37 @@ def scan(
         offset = stop
 
 
-def _next_header(read: ReadAt, seed: int, offset: int, end: int) -> tuple[int, int]:
+def _next_header(read: ReadAt, key: FrameKey, offset: int, end: int) -> tuple[int, int]:
     """Return where the next valid frame header starts (`end` when there is none) and where the bytes before it end."""
+    pattern = key.pattern
     data_end = offset
     while offset < end:
         data = read(offset, min(CHUNK_BYTES, end - offset))
-        if not data:
-            break
-        for match in FRAME_PATTERN.finditer(data):
-            if _header_at(read, data, offset, match.start(), seed, end):
-                return offset + match.start(), offset + match.start()
+        for match in pattern.finditer(data):
+            at = match.start()
+            if at + FRAME_HEADER_BYTES > len(data):
+                break
+            stop, _, check, _ = _header(data, at, offset)
+            if stop <= end and crc32(data[at : at + CHECKED_BYTES], key.seed) == check:
+                return offset + at, offset + at
         content = len(data.rstrip(b"\0"))
         if content:
             data_end = offset + content
-        # The last bytes are looked at again: a header may start in them. What is shorter than a header is none.
-        step = len(data) - FRAME_HEADER_BYTES + 1
-        if step <= 0 or offset + len(data) >= end:
+        if len(data) < FRAME_HEADER_BYTES or offset + len(data) >= end:
             break
-        offset += step
+        offset += len(data) - FRAME_HEADER_BYTES + 1  # the last bytes are looked at again: a header may start in them
     return end, data_end
 
 
-def _header_at(read: ReadAt, data: bytes, base: int, at: int, seed: int, end: int) -> tuple[int, int, int, int] | None:
-    """Return (stop offset, end seq, header crc, crc) of a valid frame header at `base + at`, else None."""
-    head = data[at : at + FRAME_HEADER_BYTES]
-    if len(head) < FRAME_HEADER_BYTES:
-        head = read(base + at, FRAME_HEADER_BYTES)
-        if len(head) < FRAME_HEADER_BYTES:
-            return None
-    _, _, n_events, length, seq, check, crc = FRAME.unpack(head)
-    stop = base + at + FRAME_HEADER_BYTES + length
-    if crc32(head[:CHECKED_BYTES], seed) != check or stop > end:
-        return None
-    return stop, seq + n_events, check, crc
+def _header(data: bytes, at: int, base: int) -> tuple[int, int, int, int]:
+    """Return (offset behind the frame, number behind its last event, header crc, crc) of the header at `base + at`."""
+    _, _, _, n_events, length, seq, check, crc = FRAME.unpack_from(data, at)
+    return base + at + FRAME_HEADER_BYTES + length, seq + n_events, check, crc
 
 
-def find_tail(read: ReadAt, seed: int, start: int, end: int) -> Tail:
+def find_tail(read: ReadAt, key: FrameKey, start: int, end: int) -> Tail:
     """Find the last valid frame in `[start, end)`, looking backward: the cost is what lies behind it, not before."""
+    pattern = key.pattern
     claimed_seq = 0
     data_end = start
     high = end
@@ -131,24 +126,27 @@ def find_tail(read: ReadAt, seed: int, start: int, end: int) -> Tail:
             content = len(data.rstrip(b"\0"))
             data_end = low + content if content else start
         if FRAME_MAGIC in data:
-            for match in reversed(list(FRAME_PATTERN.finditer(data))):
-                header = _header_at(read, data, low, match.start(), seed, end)
-                if header is None:
+            for at in reversed([match.start() for match in pattern.finditer(data)]):
+                if at + FRAME_HEADER_BYTES > len(data):
                     continue
-                stop, end_seq, check, crc = header
+                stop, end_seq, check, crc = _header(data, at, low)
+                if stop > end or crc32(data[at : at + CHECKED_BYTES], key.seed) != check:
+                    continue
                 claimed_seq = max(claimed_seq, end_seq)
-                if _checksum(read, low + match.start() + FRAME_HEADER_BYTES, stop, check) == crc:
+                if _checksum(read, data, low, at + FRAME_HEADER_BYTES, stop - low, check) == crc:
                     return Tail(stop, end_seq, claimed_seq, max(data_end, stop))
         high = low
     return Tail(start, None, claimed_seq, data_end)
 
 
-def _checksum(read: ReadAt, offset: int, end: int, crc: int) -> int | None:
-    """Return the checksum of a range, read piece by piece; None when the file is shorter."""
+def _checksum(read: ReadAt, data: bytes, base: int, start: int, stop: int, crc: int) -> int | None:
+    """Return the checksum of `[start, stop)`, counted from `base` where `data` starts; None when the file is shorter."""
+    crc = crc32(data[start:stop], crc)
+    offset, end = base + max(start, len(data)), base + stop
     while offset < end:
-        data = read(offset, min(CHUNK_BYTES, end - offset))
-        if not data:
+        piece = read(offset, min(CHUNK_BYTES, end - offset))
+        if not piece:
             return None
-        crc = crc32(data, crc)
-        offset += len(data)
+        crc = crc32(piece, crc)
+        offset += len(piece)
     return crc

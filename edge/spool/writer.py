@@ -133,13 +133,13 @@ class Writer:
 
     def _encode(self, group: list[Entry]) -> tuple[list[Buffer], int]:
         """Give entries their numbers; returns the buffers to write and the number behind the last event."""
-        seed = self._active.seed
+        key = self._active.key
         seq = self._index.durable_seq
         buffers: list[Buffer] = []
         for entry in group:
             if entry.seq < 0:
                 entry.seq = seq
-            buffers.append(frame_header(seed, entry.kind, entry.seq, entry.n_events, entry.payload))
+            buffers.append(frame_header(key, entry.kind, entry.seq, entry.n_events, entry.payload))
             buffers.append(entry.payload)
             seq = entry.seq + entry.n_events
         return buffers, seq

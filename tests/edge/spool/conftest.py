@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,6 +99,24 @@ class FaultyFiles(Files):
         self._enter("close", self._numbers.pop(fd))
 
 
+class Gate:
+    """Holds whoever calls it until it is opened."""
+
+    def __init__(self) -> None:
+        self._is_reached = threading.Event()
+        self._is_open = threading.Event()
+
+    def __call__(self, *args: Any) -> None:
+        self._is_reached.set()
+        self._is_open.wait(10)
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._is_reached.wait, 10)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+
 class Observer:
     """Adds up what a log tells."""
 
@@ -149,6 +169,13 @@ class Logs:
 @pytest.fixture
 def files() -> FaultyFiles:
     return FaultyFiles()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
 
 
 @pytest.fixture

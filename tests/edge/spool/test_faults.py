@@ -4,7 +4,6 @@ import asyncio
 import errno
 import random
 import shutil
-import threading
 import time
 
 import pytest
@@ -39,6 +38,14 @@ async def append_all(log, payloads) -> dict[bytes, int | str]:
         except SpoolError as error:
             outcome[payload] = type(error).__name__
     return outcome
+
+
+async def queue_behind(log, files, gate, payloads) -> list[asyncio.Future[int]]:
+    """Queue payloads that form one commit, because the commit of `before` is held up until the gate opens."""
+    files.before["fdatasync"] = gate
+    log.append(b"before")
+    await gate.reached()
+    return [log.append(payload) for payload in payloads]
 
 
 async def test_full_disk_refuses_new_segments_and_goes_on_by_itself(logs, files, eventually, expect_log, no_patience):
@@ -196,15 +203,15 @@ async def test_short_writes_are_completed(logs, files, read_all):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EFBIG])
-async def test_write_that_fails_half_way_stores_nothing_of_its_commit(logs, files, expect_log, read_all, code):
+async def test_write_that_fails_half_way_stores_nothing_of_its_commit(logs, files, gate, expect_log, read_all, code):
     expect_log += [NOT_WRITTEN]
     log = logs.open(files=files)
-    await log.append(b"before")
+    futures = await queue_behind(log, files, gate, [b"refused %d" % number for number in range(3)])
     files.largest_write = 60  # one frame and a part of the next
     files.fail_once("pwritev", code, after=1)
-    futures = [log.append(b"doubtful %d" % number) for number in range(3)]
+    gate.open()
     errors = await asyncio.gather(*futures, return_exceptions=True)
-    assert {type(error) for error in errors} == {SpoolFailedError}
+    assert [type(error) for error in errors] == [SpoolFailedError] * len(futures)
     files.largest_write = None
     assert await log.append(b"after") == 1
     assert [frame.payload for frame in read_all(log)[0]] == [b"before", b"after"]
@@ -212,15 +219,17 @@ async def test_write_that_fails_half_way_stores_nothing_of_its_commit(logs, file
     assert [frame.payload for frame in read_all(logs.open())[0]] == [b"before", b"after"]
 
 
-async def test_refused_commit_is_not_there_after_a_crash(logs, files, tmp_path, expect_log, read_all):
+async def test_refused_commit_is_not_there_after_a_crash(logs, files, gate, eventually, tmp_path, expect_log, read_all):
     expect_log += [NOT_WRITTEN, REFUSES]
     log = logs.open(files=files)
-    await log.append(b"before")
+    futures = await queue_behind(log, files, gate, [b"refused 1", b"refused 2"])
     files.largest_write = 60  # one whole frame gets to the file
     files.fail_once("pwritev", errno.EIO, after=1)
     files.fail_always("fallocate", errno.ENOSPC)  # and no fresh segment fences it
-    errors = await asyncio.gather(log.append(b"refused 1"), log.append(b"refused 2"), return_exceptions=True)
-    assert {type(error) for error in errors} == {SpoolFailedError}
+    gate.open()
+    errors = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(error) for error in errors] == [SpoolFailedError] * len(futures)
+    await eventually(lambda: not log.stats().writable)
     shutil.copytree(logs.path, tmp_path / "crashed")
     assert [frame.payload for frame in read_all(logs.open(tmp_path / "crashed"))[0]] == [b"before"]
 
@@ -247,17 +256,11 @@ async def test_failed_commit_that_cannot_be_cut_never_counts(logs, files, expect
     assert ([frame.payload for frame in frames], lost) == ([b"before", b"after"], 0)
 
 
-async def test_stalled_commit_is_unknown_and_what_waits_is_withdrawn(logs, files, eventually, read_all):
+async def test_stalled_commit_is_unknown_and_what_waits_is_withdrawn(logs, files, gate, eventually, read_all):
     log = logs.open(files=files, stall_secs=0.1)
-    is_syncing, go_on = threading.Event(), threading.Event()
-
-    def hold(fd: int) -> None:
-        is_syncing.set()
-        go_on.wait(10)
-
-    files.before["fdatasync"] = hold
+    files.before["fdatasync"] = gate
     stalled = log.append(b"stalled", 3)
-    await asyncio.to_thread(is_syncing.wait, 10)
+    await gate.reached()
     waiting = log.append(b"waiting")
     with pytest.raises(SpoolUnknownError):
         await stalled
@@ -265,7 +268,7 @@ async def test_stalled_commit_is_unknown_and_what_waits_is_withdrawn(logs, files
         await waiting
     assert not log.stats().writable
     assert log.durable_seq == 0
-    go_on.set()
+    gate.open()
     await eventually(lambda: log.durable_seq == 3)
     assert await log.append(b"later") == 3
     assert log.stats().writable
@@ -273,10 +276,9 @@ async def test_stalled_commit_is_unknown_and_what_waits_is_withdrawn(logs, files
     assert [frame.payload for frame in read_all(log)[0]] == [b"stalled", b"later"]
 
 
-async def test_stalled_disk_does_not_hold_up_the_loop(logs, files):
+async def test_stalled_disk_does_not_hold_up_the_loop(logs, files, gate):
     log = logs.open(files=files, queue_bytes=100_000)
-    go_on = threading.Event()
-    files.before["fdatasync"] = lambda fd: go_on.wait(10)
+    files.before["fdatasync"] = gate
     futures = []
     slowest = 0.0
     for _ in range(200):
@@ -289,7 +291,7 @@ async def test_stalled_disk_does_not_hold_up_the_loop(logs, files):
     else:
         raise AssertionError("the queue has a limit")
     assert slowest < 0.1
-    go_on.set()
+    gate.open()
     await asyncio.gather(*futures)
 
 

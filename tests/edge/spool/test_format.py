@@ -12,6 +12,7 @@ from edge.spool.format import (
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     SEGMENT_HEADER_BYTES,
+    FrameKey,
     SegmentHeader,
     frame_header,
     is_temporary_name,
@@ -26,12 +27,16 @@ FRAMES = st.lists(
 )
 
 
+def key_of(seed: int) -> FrameKey:
+    return FrameKey(seed, seed.to_bytes(4, "little")[:3])
+
+
 def build(seed: int, items: list[tuple[int, int, bytes]], first_seq: int = 0) -> tuple[bytes, list[Frame]]:
     """Return the bytes of frames and the frames."""
     data, frames, seq = b"", [], first_seq
     for kind, n_events, payload in items:
         frames.append(Frame(kind, seq, n_events, payload, "segment", len(data)))
-        data += frame_header(seed, kind, seq, n_events, payload) + payload
+        data += frame_header(key_of(seed), kind, seq, n_events, payload) + payload
         seq += n_events
     return data, frames
 
@@ -41,7 +46,7 @@ def read_from(data: bytes):
 
 
 def frames_of(data: bytes, seed: int, chunk_bytes: int = 1 << 16) -> list[Frame]:
-    found = scan(read_from(data), seed, "segment", 0, len(data), 0, chunk_bytes)
+    found = scan(read_from(data), key_of(seed), "segment", 0, len(data), 0, chunk_bytes)
     return [item for item in found if isinstance(item, Frame)]
 
 
@@ -94,7 +99,7 @@ def test_frame_magic_is_not_part_of_any_text():
 @given(FRAMES, st.integers(0, 2**32 - 1), st.sampled_from([40, 1000, 1 << 16]))
 def test_frames_survive_a_round_trip(items, seed, chunk_bytes):
     data, frames = build(seed, items)
-    assert list(scan(read_from(data), seed, "segment", 0, len(data), 0, chunk_bytes)) == frames
+    assert list(scan(read_from(data), key_of(seed), "segment", 0, len(data), 0, chunk_bytes)) == frames
 
 
 @given(FRAMES, st.integers(1, 2**32 - 1))
@@ -112,7 +117,7 @@ def test_scan_loses_one_frame_to_a_flipped_bit(items, data):
     flipped = bytearray(content)
     flipped[bit // 8] ^= 1 << bit % 8
     hit = max(index for index, frame in enumerate(frames) if frame.offset <= bit // 8)
-    found = list(scan(read_from(bytes(flipped)), 99, "segment", 0, len(flipped)))
+    found = list(scan(read_from(bytes(flipped)), key_of(99), "segment", 0, len(flipped)))
     assert [item for item in found if isinstance(item, Frame)] == frames[:hit] + frames[hit + 1 :]
     damage = [item for item in found if isinstance(item, Damage)]
     assert [item.offset for item in damage] == [frames[hit].offset]
@@ -132,31 +137,31 @@ def test_scan_finds_the_frames_behind_garbage(before, garbage, after):
 @given(st.binary(max_size=3000), st.sampled_from([64, 1 << 16]))
 def test_scan_takes_any_bytes(data, chunk_bytes):
     assert frames_of(data, 1, chunk_bytes) == []
-    assert find_tail(read_from(data), 1, 0, len(data)).end_seq is None
+    assert find_tail(read_from(data), key_of(1), 0, len(data)).end_seq is None
 
 
 def test_scan_says_nothing_of_room_never_written():
     data, frames = build(1, [(EVENTS, 1, b"one")])
-    assert list(scan(read_from(data + bytes(600_000)), 1, "segment", 0, len(data) + 600_000)) == frames
+    assert list(scan(read_from(data + bytes(600_000)), key_of(1), "segment", 0, len(data) + 600_000)) == frames
 
 
 def test_scan_crosses_garbage_larger_than_a_chunk():
     data, frames = build(1, [(EVENTS, 1, b"one")])
-    garbage = FRAME_MAGIC + b"\x01\0\0\0" + b"\xff" * 700_000
+    garbage = FRAME_MAGIC + b"\x01" + key_of(1).tag + b"\xff" * 700_000
     assert [frame.payload for frame in frames_of(garbage + data, 1)] == [frame.payload for frame in frames]
 
 
 def test_scan_steps_over_frames_below_a_position():
     data, frames = build(1, [(EVENTS, 3, b"a" * 50), (EVENTS, 2, b"b" * 50), (EVENTS, 1, b"c")])
-    assert list(scan(read_from(data), 1, "segment", 0, len(data), 4)) == frames[1:]
-    assert list(scan(read_from(data), 1, "segment", 0, len(data), 5, 40)) == frames[2:]
+    assert list(scan(read_from(data), key_of(1), "segment", 0, len(data), 4)) == frames[1:]
+    assert list(scan(read_from(data), key_of(1), "segment", 0, len(data), 5, 40)) == frames[2:]
 
 
 @given(FRAMES, st.binary(max_size=100), st.integers(0, 1000))
 def test_find_tail_agrees_with_a_scan(items, garbage, zeros):
     data, frames = build(3, items)
     torn = data + garbage + bytes(zeros)
-    tail = find_tail(read_from(torn), 3, 0, len(torn))
+    tail = find_tail(read_from(torn), key_of(3), 0, len(torn))
     assert tail.end == len(data)
     assert tail.end_seq == (frames[-1].end if frames else None)
     assert tail.data_end == len(data) + len(garbage.rstrip(b"\0"))
@@ -164,11 +169,11 @@ def test_find_tail_agrees_with_a_scan(items, garbage, zeros):
 
 def test_find_tail_finds_a_frame_larger_than_its_window():
     data, frames = build(3, [(EVENTS, 1, b"small"), (EVENTS, 4, b"\xff" * 900_000)])
-    tail = find_tail(read_from(data + bytes(300_000)), 3, 0, len(data) + 300_000)
+    tail = find_tail(read_from(data + bytes(300_000)), key_of(3), 0, len(data) + 300_000)
     assert (tail.end, tail.end_seq) == (len(data), frames[-1].end)
 
 
 def test_find_tail_tells_what_a_damaged_last_frame_claims():
     data, _ = build(3, [(EVENTS, 2, b"one"), (EVENTS, 5, b"two")])
-    tail = find_tail(read_from(data[:-1] + b"\0"), 3, 0, len(data))
+    tail = find_tail(read_from(data[:-1] + b"\0"), key_of(3), 0, len(data))
     assert (tail.end_seq, tail.claimed_seq) == (2, 7)

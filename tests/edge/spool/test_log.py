@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -49,20 +48,14 @@ async def test_append_refuses_a_frame_without_events(logs):
         logs.open().append(b"", 0)
 
 
-async def test_appends_that_wait_share_one_fdatasync(logs, files, observer):
+async def test_appends_that_wait_share_one_fdatasync(logs, files, gate, observer):
     log = logs.open(files=files, observer=observer)
-    is_syncing, go_on = threading.Event(), threading.Event()
-
-    def hold(fd: int) -> None:
-        is_syncing.set()
-        go_on.wait(10)
-
-    files.before["fdatasync"] = hold
+    files.before["fdatasync"] = gate
     files.calls.clear()
     first = log.append(b"first")
-    await asyncio.to_thread(is_syncing.wait, 10)
+    await gate.reached()
     others = [log.append(b"event %d" % number) for number in range(500)]
-    go_on.set()
+    gate.open()
     assert await first == 0
     assert await asyncio.gather(*others) == list(range(1, 501))
     assert files.count("fdatasync") == 2
@@ -76,22 +69,16 @@ async def test_commit_of_more_buffers_than_one_call_takes_is_whole(logs, files, 
     assert [frame.payload for frame in read_all(log)[0]] == payloads
 
 
-async def test_append_is_answered_only_after_fdatasync_returned(logs, files):
+async def test_append_is_answered_only_after_fdatasync_returned(logs, files, gate):
     log = logs.open(files=files)
-    is_syncing, go_on = threading.Event(), threading.Event()
-
-    def hold(fd: int) -> None:
-        is_syncing.set()
-        go_on.wait(10)
-
-    files.before["fdatasync"] = hold
+    files.before["fdatasync"] = gate
     future = log.append(b"event")
-    await asyncio.to_thread(is_syncing.wait, 10)
+    await gate.reached()
     done, _ = await asyncio.wait([future], timeout=0.05)
     assert not done
     assert log.durable_seq == 0
     assert log.read(0, 1000).frames == []  # written, but a reader must not see it yet
-    go_on.set()
+    gate.open()
     assert await future == 0
     assert len(log.read(0, 1000).frames) == 1
 
@@ -106,23 +93,21 @@ async def test_append_needs_no_fdatasync_with_weaker_durability(logs, files, eve
     assert len(read_all(log)[0]) == 3
 
 
-async def test_memory_append_is_answered_before_anything_is_written(logs, files):
+async def test_memory_append_is_answered_before_anything_is_written(logs, files, gate):
     log = logs.open(files=files, durability="memory")
-    go_on = threading.Event()
-    files.before["pwritev"] = lambda *args: go_on.wait(10)
+    files.before["pwritev"] = gate
     futures = [log.append(b"event", 2) for _ in range(3)]
     assert [future.result() for future in futures] == [0, 2, 4]
-    go_on.set()
+    gate.open()
 
 
-async def test_append_is_refused_when_too_much_waits(logs, files):
+async def test_append_is_refused_when_too_much_waits(logs, files, gate):
     log = logs.open(files=files, queue_bytes=10_000)
-    go_on = threading.Event()
-    files.before["fdatasync"] = lambda fd: go_on.wait(10)
+    files.before["fdatasync"] = gate
     futures = [log.append(bytes(2000)) for _ in range(4)]
     with pytest.raises(SpoolBackpressureError):
         log.append(bytes(2000))
-    go_on.set()
+    gate.open()
     assert await asyncio.gather(*futures) == [0, 1, 2, 3]
     await log.append(bytes(2000))
 

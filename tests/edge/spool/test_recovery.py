@@ -12,7 +12,14 @@ from zlib import crc32
 import pytest
 
 from edge.spool import Cursor, CursorFile, Log, SpoolFormatError
-from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, frame_header, segment_name
+from edge.spool.format import (
+    FRAME_HEADER_BYTES,
+    FRAME_MAGIC,
+    SEGMENT_HEADER_BYTES,
+    SegmentHeader,
+    frame_header,
+    segment_name,
+)
 
 BAD_DIRECTORY = "not everything in it could be used"
 
@@ -300,7 +307,8 @@ def a_quarantine_that_is_a_file(path: Path) -> None:
 
 def magic_everywhere(path: Path) -> None:
     data = (path / segment_name(0)).read_bytes()
-    unsealed(path / segment_name(0), data + b"\xffEv\xfe\x01\0\0\0" * 4000)
+    tag = SegmentHeader.unpack(data).key.tag
+    unsealed(path / segment_name(0), data + (FRAME_MAGIC + b"\x01" + tag) * 4000)
 
 
 @pytest.mark.parametrize(
@@ -393,21 +401,23 @@ def test_newer_version_is_refused_and_left_as_it_is(logs, spool_path, segment_pa
     assert snapshot(spool_path) == before
 
 
-@pytest.mark.parametrize("shape", ["small frames", "one frame and room", "garbage", "hostile"])
+@pytest.mark.parametrize("shape", ["small frames", "one frame and room", "garbage", "magic", "damaged"])
 def test_open_takes_less_than_two_seconds_with_a_large_segment(io_loop, spool_path, expect_log, shape):
     expect_log += ["damaged"]
     spool_path.mkdir(parents=True)
     size = 64 * 1024 * 1024
     header = SegmentHeader.new(0, size, "x")
-    frame = frame_header(header.seed, 1, 0, 1, b"x" * 20) + b"x" * 20
+    frame = frame_header(header.key, 1, 0, 1, b"x" * 20) + b"x" * 20
     if shape == "small frames":
-        body = b"".join(frame_header(header.seed, 1, seq, 1, b"x" * 20) + b"x" * 20 for seq in range(100_000)) * 12
+        body = b"".join(frame_header(header.key, 1, seq, 1, b"x" * 20) + b"x" * 20 for seq in range(100_000)) * 12
     elif shape == "one frame and room":
         body = frame
     elif shape == "garbage":
         body = random.Random(1).randbytes(1 << 20) * 63
+    elif shape == "magic":
+        body = (FRAME_MAGIC + b"\x01\0\0\0") * (7 << 20)
     else:  # headers that are valid, payloads that are not
-        body = (frame_header(header.seed, 1, 0, 1, b"x" * 20) + b"y" * 20) * 100_000
+        body = (frame_header(header.key, 1, 0, 1, b"x" * 100) + b"y" * 100) * 500_000
     unsealed(spool_path / segment_name(0), header.pack() + body, size)
     started = time.monotonic()
     log = Log.open(spool_path)

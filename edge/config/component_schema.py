@@ -72,7 +72,7 @@ SINK = {
         "dead_letter", default=True, description="Keeps the events that the target will never take."
     ): TrueOrFalse(),
     Optional(
-        "required", default=False, description="Not ready while this sink is closed; a full spool waits for it."
+        "required", default=False, description="The gateway is not ready while this sink is closed."
     ): TrueOrFalse(),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import Application
@@ -20,6 +21,7 @@ from tornado.web import Application
 from edge.api import EdgeError
 from edge.config.model import Limits, Tls
 from edge.http import answers
+from edge.http.framing import FramingDelegate, answer_malformed_requests, closing_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +52,7 @@ class EdgeHTTPServer(HTTPServer):
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Serve a connection, or turn it away when there are too many."""
         if len(self._connections) < self.bound:
+            answer_malformed_requests(stream, self.conn_params.max_header_size)
             super().handle_stream(stream, address)
             return
 
@@ -59,18 +62,12 @@ class EdgeHTTPServer(HTTPServer):
 
         stream.write(_TOO_MANY_CONNECTIONS).add_done_callback(close)
 
-
-def _too_many_connections() -> bytes:
-    answer = answers.busy("busy.backpressure")
-    body = answer.encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        f"Retry-After: {answer.headers['Retry-After']}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Look at a request's framing before any handler sees it."""
+        return FramingDelegate(super().start_request(server_conn, request_conn))
 
 
-_TOO_MANY_CONNECTIONS = _too_many_connections()
+_TOO_MANY_CONNECTIONS = closing_bytes(answers.busy("busy.backpressure"))
 
 
 def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> EdgeHTTPServer:

@@ -608,3 +608,29 @@ async def test_bodies_of_all_requests_together_are_bounded(launch: Any, raw: Any
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"busy.backpressure" in answer
     writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello",
+        b"POST /ingest HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["garbage", "tls", "two framings", "signed length", "space in name", "long header", "long path"],
+)
+async def test_request_that_is_not_http_gets_a_400_in_the_common_shape(
+    launch: Any, raw: Any, request_bytes: bytes
+) -> None:
+    gateway = await launch()
+    answer = await raw(gateway.port, request_bytes, timeout_secs=5)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n"), answer
+    assert b"Connection: close" in head
+    document = json.loads(body)
+    assert document["error"] == "Bad request"
+    assert (await gateway.fetch("GET", "/healthz")).code == 200

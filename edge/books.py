@@ -6,11 +6,19 @@ from typing import Any
 
 import structlog
 
-from edge.binding import Step
+from edge.binding import Bound, Step
+from edge.door import BUSY_CODES
 from edge.metrics import Metrics
-from edge.outcomes import AttemptResult, Outcome, SinkOutcome
+from edge.outcomes import INVALID_REASONS, AttemptResult, Outcome, SinkOutcome
+from edge.pipeline import COMPONENT_FAILED
 
 log = structlog.get_logger(__name__)
+
+DOOR_REASONS: dict[Outcome, tuple[str, ...]] = {
+    Outcome.ACCEPTED: ("",),
+    Outcome.INVALID: INVALID_REASONS,
+    Outcome.REJECTED: (*(code for _, code in BUSY_CODES), "limit.rate", COMPONENT_FAILED),
+}
 
 SLOW_STEP_SECS = 0.05
 """A component that takes longer holds up every sender; said once per component."""
@@ -23,7 +31,8 @@ class _Children:
         self._metrics = metrics
         self._bound: dict[tuple[Any, ...], Any] = {}
 
-    def _child(self, metric: Any, *labels: str) -> Any:
+    def child(self, metric: Any, *labels: str) -> Any:
+        """Return the child of a metric for some label values, in the order of its labels."""
         key = (metric, *labels)
         child = self._bound.get(key)
         if child is None:
@@ -40,18 +49,34 @@ class Books(_Children):
         self._failing: set[tuple[str, str]] = set()
         self.delivery = DeliveryBooks(metrics)
 
+    def begin(self, bound: Bound) -> None:
+        """Let the series of all closed label sets exist, at 0: an alert on an increase must see the first incident."""
+        metrics = self._metrics
+        for outcome, reasons in DOOR_REASONS.items():
+            for reason in reasons:
+                self.child(metrics.events_outcome, str(outcome), reason)
+        for step in bound.steps:
+            self.child(metrics.component_errors, step.id, step.kind)
+            for reason in step.reasons.values():
+                self.child(metrics.events_outcome, str(Outcome.FILTERED), reason)
+        for sink, _ in bound.sinks:
+            for sink_outcome in SinkOutcome:
+                self.delivery.child(metrics.sink_events, sink.id, str(sink_outcome))
+            for result in AttemptResult:
+                self.delivery.child(metrics.sink_attempts, sink.id, str(result))
+
     def received(self, key_id: str, n_events: int) -> None:
         """The door: events arrived."""
-        self._child(self._metrics.events_received, key_id).inc(n_events)
-        self._child(self._metrics.key_last_used_timestamp_seconds, key_id).set_to_current_time()
+        self.child(self._metrics.events_received, key_id).inc(n_events)
+        self.child(self._metrics.key_last_used_timestamp_seconds, key_id).set_to_current_time()
 
     def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
         """The door: events have an outcome."""
-        self._child(self._metrics.events_outcome, str(outcome), reason).inc(n_events)
+        self.child(self._metrics.events_outcome, str(outcome), reason).inc(n_events)
 
     def component_timed(self, step: Step, duration_secs: float) -> None:
         """The pipeline: one call took so long."""
-        self._child(self._metrics.component_duration_seconds, step.id, step.kind).observe(duration_secs)
+        self.child(self._metrics.component_duration_seconds, step.id, step.kind).observe(duration_secs)
         if duration_secs > SLOW_STEP_SECS and step.id not in self._slow:
             self._slow.add(step.id)
             log.warning(
@@ -60,7 +85,7 @@ class Books(_Children):
 
     def component_failed(self, step: Step, error: BaseException) -> None:
         """The pipeline: one call failed. Counted each time, logged once for each kind of error."""
-        self._child(self._metrics.component_errors, step.id, step.kind).inc()
+        self.child(self._metrics.component_errors, step.id, step.kind).inc()
         key = (step.id, type(error).__name__)
         if key not in self._failing:
             self._failing.add(key)
@@ -103,13 +128,13 @@ class DeliveryBooks(_Children):
 
     def attempt(self, sink: str, result: AttemptResult, duration_secs: float) -> None:
         """Delivery: one attempt ended."""
-        self._child(self._metrics.sink_attempts, sink, str(result)).inc()
-        self._child(self._metrics.sink_delivery_duration_seconds, sink).observe(duration_secs)
+        self.child(self._metrics.sink_attempts, sink, str(result)).inc()
+        self.child(self._metrics.sink_delivery_duration_seconds, sink).observe(duration_secs)
 
     def sink_settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
         """Delivery: events have their outcome at a sink."""
-        self._child(self._metrics.sink_events, sink, str(outcome)).inc(n_events)
+        self.child(self._metrics.sink_events, sink, str(outcome)).inc(n_events)
 
     def batch(self, sink: str, n_events: int) -> None:
         """Delivery: a batch is handed to a sink."""
-        self._child(self._metrics.sink_batch_events, sink).observe(n_events)
+        self.child(self._metrics.sink_batch_events, sink).observe(n_events)

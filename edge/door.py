@@ -19,7 +19,7 @@ import structlog
 from edge.api import Context, Event
 from edge.event import frame_meta, pack
 from edge.outcomes import Outcome
-from edge.pipeline import Pipeline, Verdict
+from edge.pipeline import COMPONENT_FAILED, Pipeline, Verdict
 from edge.spool.errors import (
     SpoolBackpressureError,
     SpoolClosedError,
@@ -117,6 +117,13 @@ class Door:
         self._received = 0
         self._settled = 0
         self._in_flight = 0
+        self.stored = 0
+        """Events that were accepted: durable, and the sender was told."""
+
+    @property
+    def in_flight(self) -> int:
+        """Events that were received and have no outcome yet."""
+        return self._in_flight
 
     @property
     def unaccounted(self) -> int:
@@ -167,17 +174,16 @@ class Door:
             room -= len(item.details)
             judged.append(item)
         result = Result(judged)
-        accepted = [item for item in judged if item.outcome is Outcome.ACCEPTED]
+        accepted, lines = _encode(judged)
         if accepted:
-            result.busy = await self._commit(accepted, context, sent_at)
+            result.busy = await self._commit(accepted, lines, context, sent_at)
             if result.busy:
                 for item in accepted:
                     item.outcome, item.reason = Outcome.REJECTED, result.busy
         return result
 
-    async def _commit(self, accepted: Sequence[Judged], context: Context, sent_at: str) -> str:
+    async def _commit(self, accepted: Sequence[Judged], lines: Sequence[bytes], context: Context, sent_at: str) -> str:
         """Store the events and wait until they are durable; return a ``busy.*`` code if they are not."""
-        lines = [orjson.dumps(item.event) for item in accepted]
         try:
             await self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
         except Exception as error:
@@ -187,6 +193,7 @@ class Door:
             # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
             log.exception("storing events failed in a way the spool does not know")
             return "busy.unknown"
+        self.stored += len(accepted)
         return ""
 
     def _settle(self, judged: Sequence[Judged], counts: Counter[Outcome]) -> None:
@@ -197,11 +204,31 @@ class Door:
             self._books.settled(outcome, reason, n_events)
 
 
+def _encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:
+    """Return the accepted events and their lines. One that cannot be written as JSON is rejected by itself.
+
+    The schema and the pipeline see to it that there is none; a component that changes nested values in place, which it
+    must not, gets past them.
+    """
+    accepted, lines = [], []
+    for item in judged:
+        if item.outcome is not Outcome.ACCEPTED:
+            continue
+        try:
+            lines.append(orjson.dumps(item.event))
+        except orjson.JSONEncodeError as error:
+            log.error("an event cannot be stored: a component put into it what is not JSON", error=str(error))
+            item.outcome, item.reason = Outcome.REJECTED, COMPONENT_FAILED
+        else:
+            accepted.append(item)
+    return accepted, lines
+
+
 def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int) -> Judged:
     """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted."""
     value = candidate.value
     event_id = _event_id(value)
-    mistake = candidate.mistake or _too_large(candidate, plan.event_bytes)
+    mistake = candidate.mistake or too_large(candidate, plan.event_bytes)
     if mistake is not None:
         return Judged(Outcome.INVALID, mistake["code"], event_id=event_id, details=[mistake])
     event, details = plan.validator.validate(value, max_details)
@@ -211,7 +238,8 @@ def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int)
     return Judged(verdict.outcome, verdict.reason, verdict.event, event_id)
 
 
-def _too_large(candidate: Candidate, limit: int) -> Detail | None:
+def too_large(candidate: Candidate, limit: int) -> Detail | None:
+    """Return the mistake of an event that is longer than `limit` bytes as JSON, or None."""
     if candidate.size_bytes and candidate.size_bytes <= limit:
         return None
     if len(orjson.dumps(candidate.value)) <= limit:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
 from edge.api import EdgeError
-from edge.binding import Bound, BoundSink, Lifecycle, bind
+from edge.binding import Bound, Lifecycle, bind
 from edge.books import Books
 from edge.clock import Clock
-from edge.config.model import GatewayConfig, SinkConfig
-from edge.delivery.dead_letters import DeadLetterStore
+from edge.config.model import GatewayConfig
+from edge.delivery.attempt import Caller
+from edge.delivery.circuit import CircuitState
 from edge.delivery.worker import SinkSnapshot, SinkWorker
 from edge.door import Door, Plan
 from edge.metrics import Metrics, Samples
+from edge.outcomes import AttemptResult
 from edge.pipeline import Pipeline
 from edge.registry import Registry
-from edge.spool.cursor import CursorFile
 from edge.spool.log import Log
 from edge.validation import EventValidator
+from edge.workers import Workers
 
 log = structlog.get_logger(__name__)
 
@@ -30,8 +33,21 @@ RELEASE_EVERY_SECS = 1.0
 LAG_EVERY_SECS = 0.5
 OPEN_TIMEOUT_SECS = 10.0
 CLOSE_TIMEOUT_SECS = 5.0
+CLOSE_LEAST_SECS = 0.5
+"""What closing gets even when the drain's time is used up."""
 
-FIXED_AT_RELOAD = ("server.listen", "server.tls", "server.workers", "admin.listen", "spool", "dead_letters")
+FIXED_AT_RELOAD = (
+    "server.listen",
+    "server.http",
+    "server.workers",
+    "server.tls",
+    "server.limits.connections",
+    "server.limits.header_bytes",
+    "server.limits.idle_secs",
+    "admin",
+    "spool",
+    "dead_letters",
+)
 """What a reload cannot change: it is held by sockets, files and locks. A restart can."""
 
 
@@ -59,12 +75,12 @@ class Gateway:
         self._registry = registry
         self._books = Books(metrics)
         self._bound: Bound = bind(config, registry)
-        self._workers: dict[str, SinkWorker] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
         self.last_snapshots: list[SinkSnapshot] = []
         """The state of every sink when the drain ended."""
         self._spool: Log
+        self._workers: Workers
         self.door: Door
 
     @property
@@ -95,16 +111,24 @@ class Gateway:
             observer=self._books,
         )
         self._spool.start(asyncio.get_running_loop())
+        self._workers = Workers(
+            self._spool, options.path / SHARD, self.config.dead_letters, self._books.delivery, self.clock
+        )
         try:
+            prepared = await asyncio.to_thread(self._workers.prepare, self._bound.sinks)
             await self._open_all(self._bound.lifecycles)
         except BaseException:
             await self._spool.close()
             raise
         self.door = Door(self._plan(self.config, self._bound), self._spool, self._books)
-        self._start_workers(self._bound.sinks)
+        await self._workers.replace(prepared, self.config.sinks, 0)
+        self._books.begin(self._bound)
         self._publish_gauges()
         self._books.loaded(self.clock.time())
-        self._tasks = [asyncio.create_task(self._release_loop()), asyncio.create_task(self._lag_loop())]
+        self._tasks = [
+            asyncio.create_task(_every(self.clock, RELEASE_EVERY_SECS, self._release)),
+            asyncio.create_task(self._lag_loop()),
+        ]
 
     def _plan(self, config: GatewayConfig, bound: Bound) -> Plan:
         return Plan(
@@ -113,87 +137,71 @@ class Gateway:
             event_bytes=config.server.limits.event_bytes,
         )
 
-    def _start_workers(self, sinks: Sequence[tuple[BoundSink, SinkConfig]]) -> None:
-        for sink, config in sinks:
-            store = None
-            if config.dead_letter:
-                letters = self.config.dead_letters
-                store = DeadLetterStore(
-                    letters.path, config.id, segment_bytes=letters.segment_bytes, max_bytes=letters.max_bytes
-                )
-            cursor_file = CursorFile(self.config.spool.path / SHARD, config.id)
-            worker = SinkWorker(sink, config, self._spool, cursor_file, store, self._books.delivery, self.clock)
-            self._workers[config.id] = worker
-            worker.start()
+    async def reload(self, config: GatewayConfig, swap: Callable[[], None] = lambda: None) -> None:
+        """Put a new configuration in place of the running one; an error leaves the old one whole.
 
-    async def reload(self, config: GatewayConfig) -> None:
-        """Put a new configuration in place of the running one; `ReloadError` (or another) leaves the old one whole.
-
-        Everything new is built and opened first; then what judges events is swapped as one object. Sinks that did
-        not change go on undisturbed; changed ones stop at a batch's end and go on from their cursor.
+        Everything new is built and opened first; then what judges events is swapped as one object, and `swap` is called
+        in the same breath, for what the caller has built. Sinks that did not change go on undisturbed; changed ones
+        finish the attempt in hand and go on from their cursor.
         """
         async with self._reloading:
             try:
-                await self._reload(config)
-            except Exception:
+                await self._reload(config, swap)
+            except BaseException:
                 self._books.reload_failed()
                 raise
 
-    async def _reload(self, config: GatewayConfig) -> None:
+    async def _reload(self, config: GatewayConfig, swap: Callable[[], None]) -> None:
         if self.draining:
             raise ReloadError("the gateway is draining")
         _refuse_fixed(self.config, config)
         bound = bind(config, self._registry)
-        await self._open_all(bound.lifecycles)
         plan = self._plan(config, bound)
-        old_config, old_bound = self.config, self._bound
+        prepared = await asyncio.to_thread(self._workers.prepare, bound.sinks)
+        await self._open_all(bound.lifecycles)
+        old_bound = self._bound
         self.config, self._bound, self.door.plan = config, bound, plan
-        before = {item.id: _identity(item) for item in old_config.sinks}
-        after = {item.id: _identity(item) for item in config.sinks}
-        gone = [name for name in before if after.get(name) != before[name]]
-        await asyncio.gather(*(self._stop_worker(name, config.server.drain_timeout_secs) for name in gone))
-        self._start_workers([(sink, item) for sink, item in bound.sinks if item.id not in self._workers])
-        await self._close_all(old_bound.lifecycles)
+        swap()
+        self._books.begin(bound)
+        await self._workers.replace(prepared, config.sinks, config.server.drain_timeout_secs)
+        await self._close_all(old_bound.lifecycles, CLOSE_TIMEOUT_SECS)
         self._books.loaded(self.clock.time())
-
-    async def _stop_worker(self, name: str, timeout_secs: float) -> None:
-        worker = self._workers[name]
-        await worker.stop(timeout_secs)
-        del self._workers[name]
 
     async def _open_all(self, lifecycles: Sequence[Lifecycle]) -> None:
         """Open enrichers and filters; when one cannot be opened, close those that were and raise."""
         for index, lifecycle in enumerate(lifecycles):
-            try:
-                async with asyncio.timeout(OPEN_TIMEOUT_SECS):
-                    await lifecycle.open()
-            except Exception as error:
-                await self._close_all(lifecycles[: index + 1])
-                raise EdgeError(f"{lifecycle.id} cannot be opened: {type(error).__name__}: {error}") from error
+            answer = await Caller().call(lifecycle.open, OPEN_TIMEOUT_SECS)
+            if answer.result is not AttemptResult.OK:
+                await self._close_all(lifecycles[: index + 1], CLOSE_TIMEOUT_SECS)
+                raise EdgeError(f"{lifecycle.id} cannot be opened: {answer.text or 'it was cancelled'}")
 
-    async def _close_all(self, lifecycles: Sequence[Lifecycle]) -> None:
-        for lifecycle in lifecycles:
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT_SECS):
-                    await lifecycle.close()
-            except Exception:
-                log.exception("a component failed to close", component=lifecycle.id)
+    async def _close_all(self, lifecycles: Sequence[Lifecycle], timeout_secs: float) -> None:
+        answers = await asyncio.gather(*(Caller().call(lifecycle.close, timeout_secs) for lifecycle in lifecycles))
+        for lifecycle, answer in zip(lifecycles, answers, strict=True):
+            if answer.result is not AttemptResult.OK:
+                log.error("a component failed to close", component=lifecycle.id, error=answer.text)
 
-    async def drain(self, timeout_secs: float) -> None:
-        """Stop the sinks within the time given, then close the spool. What is not delivered stays in the spool.
+    async def drain(self, secs_left: Callable[[], float]) -> None:
+        """Stop the sinks within the time left, then close the spool. What is not delivered stays in the spool.
 
-        Called once, when every request has its answer: what was accepted is durable by then.
+        Called once, when every request has its answer: what was accepted is durable by then. Ends in time whatever
+        sinks, components or the disk do; what would not end is abandoned to the end of the process.
         """
         self.draining = True
-        async with self._reloading:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            workers = list(self._workers.values())
-            await asyncio.gather(*(self._stop_worker(worker.id, timeout_secs) for worker in workers))
-            self.last_snapshots = [worker.snapshot() for worker in workers]
-            await self._close_all(self._bound.lifecycles)
-            await self._spool.close()
+        with suppress(TimeoutError):
+            # A reload in progress may end; one that does not is not waited for.
+            async with asyncio.timeout(secs_left()):
+                await self._reloading.acquire()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._workers.stop(secs_left())
+        self.last_snapshots = self._workers.snapshots()
+        await self._close_all(self._bound.lifecycles, max(CLOSE_LEAST_SECS, min(CLOSE_TIMEOUT_SECS, secs_left())))
+        closing = asyncio.create_task(self._spool.close())
+        await asyncio.wait({closing}, timeout=max(CLOSE_LEAST_SECS, secs_left()))
+        if not closing.done():
+            log.error("the disk does not answer; the gateway stops without closing the spool")
 
     def reload_failed(self) -> None:
         """Count a reload whose configuration could not even be read."""
@@ -206,21 +214,37 @@ class Gateway:
             Check("spool", stats.writable, stats.reason),
             Check("draining", not self.draining, "the gateway is stopping" if self.draining else ""),
         ]
-        for snapshot in self.snapshots():
-            if snapshot.required:
-                ok = snapshot.open and snapshot.circuit != 2
-                checks.append(Check(f"sink:{snapshot.id}", ok, "" if ok else snapshot.last_error))
+        snapshots = {snapshot.id: snapshot for snapshot in self.snapshots()}
+        for config in self.config.sinks:
+            if config.required:
+                snapshot = snapshots.get(config.id)
+                ok = snapshot is not None and snapshot.open and snapshot.circuit == CircuitState.CLOSED
+                detail = "it is not running" if snapshot is None else snapshot.last_error
+                checks.append(Check(f"sink:{config.id}", ok, "" if ok else detail))
         return checks
 
     @property
     def unaccounted(self) -> int:
-        """Events without an outcome, at the door and at every sink together; 0 while the books balance."""
-        total = abs(self.door.unaccounted)
+        """Events without an outcome: at the door, between door and spool, at every sink. 0 while the books balance."""
+        total = abs(self.door.unaccounted) + self._unstored
         for snapshot in self.snapshots():
             cursor = snapshot.cursor
             settled = cursor.delivered + cursor.dead_lettered + cursor.skipped + cursor.lost
             total += abs(cursor.position - cursor.base - settled)
         return total
+
+    @property
+    def _unstored(self) -> int:
+        """By how much the events the door calls accepted and those the spool has taken differ.
+
+        Events in flight may be in the spool already while their waiter has not been told; they are allowed for. With
+        durability `memory` the door answers first, and there is nothing to compare.
+        """
+        if self.config.spool.durability == "memory":
+            return 0
+        stats = self._spool.stats()
+        surplus = stats.appended_events - stats.late_events - self.door.stored
+        return max(0, surplus - self.door.in_flight, -surplus)
 
     def _publish_gauges(self) -> None:
         """Let the scraped gauges be read from this gateway."""
@@ -246,21 +270,15 @@ class Gateway:
 
     def snapshots(self) -> list[SinkSnapshot]:
         """Return the state of every sink."""
-        return [worker.snapshot() for worker in self._workers.values()]
+        return self._workers.snapshots()
 
     def worker(self, sink_id: str) -> SinkWorker | None:
         """Return the worker of a sink."""
         return self._workers.get(sink_id)
 
-    async def _release_loop(self) -> None:
+    async def _release(self) -> None:
         """Let go of segments that every sink is durably past."""
-        while True:
-            await self.clock.sleep(RELEASE_EVERY_SECS)
-            position = min((worker.durable_position for worker in self._workers.values()), default=0)
-            try:
-                await asyncio.to_thread(self._spool.release, position)
-            except OSError as error:
-                log.error("spool segments cannot be deleted", error=str(error))
+        await asyncio.to_thread(self._spool.release, self._workers.release_position)
 
     async def _lag_loop(self) -> None:
         """Measure how late the event loop runs a timer."""
@@ -270,9 +288,14 @@ class Gateway:
             self._books.loop_lag(max(0.0, self.clock.monotonic() - due))
 
 
-def _identity(config: SinkConfig) -> object:
-    """Return what makes a sink the same across a reload: everything but the compiled condition and the place."""
-    return replace(config, component=replace(config.component, when=None, where=""))
+async def _every(clock: Clock, secs: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again; whatever it raises is logged and does not end it."""
+    while True:
+        await clock.sleep(secs)
+        try:
+            await work()
+        except Exception:
+            log.exception("periodic work failed; it is tried again", work=work.__name__)
 
 
 def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:

@@ -30,3 +30,21 @@ class AttemptResult(StrEnum):
     RETRYABLE = "retryable"
     PERMANENT = "permanent"
     TIMEOUT = "timeout"
+
+
+VALIDATION_CODES = (
+    "validation.required",
+    "validation.type",
+    "validation.format",
+    "validation.enum",
+    "validation.length",
+    "validation.unknown",
+    "validation.limit",
+)
+"""Why an event breaks the schema."""
+
+JSON_CODES = ("json.syntax", "json.encoding", "json.limit")
+"""Why a body, or a line of one, is not JSON that the gateway takes."""
+
+INVALID_REASONS = (*VALIDATION_CODES, *JSON_CODES, "limit.event", "limit.batch", "limit.decompressed")
+"""Every reason with which an event is counted as invalid."""

@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from edge.gateway import Gateway
 from edge.http.admin import AdminSite, admin_application
 from edge.http.app import ingest_application
 from edge.http.server import EdgeHTTPServer, addresses_of, admin_server, ingest_server, listen, wait_until_idle
-from edge.http.state import Site, http_plan
+from edge.http.state import HttpPlan, Site, http_plan
 from edge.metrics import Metrics
 from edge.registry import PluginError, Registry, load_registry
 
@@ -38,6 +39,8 @@ EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h."""
 
 SWEEP_EVERY_SECS = 1.0
+EXIT_SECS = 1.0
+"""How long the interpreter may take to end by itself once the drain is over."""
 CLOSE_CONNECTIONS_SECS = 1.0
 
 
@@ -75,13 +78,27 @@ def run(config_path: Path, environ: Mapping[str, str], announce: Announce) -> in
     os.umask(0o077)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            return runner.run(Process(config, registry, environ).serve(announce))
+            return _leave(runner.run(Process(config, registry, environ).serve(announce)))
         except BindingError as error:
             print(error, file=sys.stderr)
             return EXIT_CONFIG
         except (EdgeError, OSError) as error:
             print(f"the gateway cannot start: {error}", file=sys.stderr)
             return EXIT_FAILED
+
+
+def _leave(code: int) -> int:
+    """See to it that the process ends soon, whatever a plugin's threads or a disk that does not answer still do."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    timer = threading.Timer(EXIT_SECS, end)
+    timer.daemon = True
+    timer.start()
+    return code
 
 
 def _warn(config: GatewayConfig) -> None:
@@ -107,6 +124,7 @@ class Process:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
         self.gateway: Gateway
         self._site: Site
         self._ingest: EdgeHTTPServer
@@ -177,29 +195,37 @@ class Process:
 
     async def reload(self) -> None:
         """Read the configuration file again and put it in place; log and raise what is wrong: the old one goes on."""
-        try:
-            config = await asyncio.to_thread(load, self.config.source, self._registry, self._environ)
-            await self.gateway.reload(config)
-        except ConfigError as error:
-            self.gateway.reload_failed()
-            for problem in error.problems:
-                log.error("the new configuration is wrong; the old one goes on", problem=str(problem))
-            raise
-        except Exception as error:
-            log.error("the new configuration cannot be used; the old one goes on", error=str(error))
-            if isinstance(error, EdgeError | OSError):
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(load, self.config.source, self._registry, self._environ)
+                plan = http_plan(config, self.gateway, self._site.plan)
+                await self.gateway.reload(config, lambda: self._swap(config, plan))
+            except ConfigError as error:
+                self.gateway.reload_failed()
+                for problem in error.problems:
+                    log.error("the new configuration is wrong; the old one goes on", problem=str(problem))
                 raise
-            raise EdgeError(f"{type(error).__name__}: {error}") from error
-        self.config = config
-        self._site.reload(config)
+            except (Exception, SystemExit) as error:
+                log.error("the new configuration cannot be used; the old one goes on", error=str(error))
+                if isinstance(error, EdgeError | OSError):
+                    raise
+                raise EdgeError(f"{type(error).__name__}: {error}") from error
         logs.configure(config.log.level, config.log.format)
         _warn(config)
         log.info("the configuration was reloaded", sinks=len(config.sinks), components=len(config.pipeline))
 
+    def _swap(self, config: GatewayConfig, plan: HttpPlan) -> None:
+        """Let keys, limits and origins change in the same moment as the pipeline."""
+        self.config = config
+        self._site.plan = plan
+
     async def _sweep_loop(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_SECS)
-            self._site.sweep()
+            try:
+                self._site.sweep()
+            except Exception:
+                log.exception("looking for slow senders failed; it is tried again")
 
     async def drain(self) -> None:
         """Finish what was accepted, then stop: not ready, last answers, last commit, sinks within the time-out."""
@@ -220,10 +246,18 @@ class Process:
             log.warning("requests were still arriving when the drain time was up", requests=len(self._site.in_flight))
         for task in self._tasks:
             task.cancel()
-        await self.gateway.drain(secs_left())
+        await self.gateway.drain(secs_left)
         self._admin.stop()
         for listener in (self._ingest, self._admin):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_CONNECTIONS_SECS):
                     await listener.close_all_connections()
+        _remove_sockets((*server.listen, *self.config.admin.listen))
         log.info("stopped", pending_events={item.id: item.pending_events for item in self.gateway.last_snapshots})
+
+
+def _remove_sockets(addresses: Iterable[str]) -> None:
+    """Remove the files of unix sockets: a file nobody listens on looks like a gateway that hangs."""
+    for address in addresses:
+        if address.startswith("unix:"):
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)

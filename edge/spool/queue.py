@@ -7,7 +7,7 @@ import threading
 import time
 
 from edge.spool.errors import SpoolBackpressureError, SpoolClosedError, SpoolError, SpoolUnknownError
-from edge.spool.format import FRAME_HEADER_BYTES
+from edge.spool.format import EVENTS, FRAME_HEADER_BYTES
 
 QUEUE_BYTES = 32 * 1024 * 1024
 
@@ -93,7 +93,7 @@ class AppendQueue:
             self._taken = rest
             self._progress_at = time.monotonic()
             self._bytes -= sum(entry.size for entry in entries)
-            return sum(entry.n_events for entry in entries if entry.told)
+            return events_in([entry for entry in entries if entry.told])
 
     def in_hand(self) -> list[Entry]:
         """Return the entries that were taken and are not settled."""
@@ -164,6 +164,11 @@ class AppendQueue:
         """True once the queue is closed and nothing waits."""
         with self._lock:
             return self._closed and not self._waiting
+
+
+def events_in(entries: list[Entry]) -> int:
+    """Return how many events of requests are in some entries; replays and marks are none."""
+    return sum(entry.n_events for entry in entries if entry.kind == EVENTS)
 
 
 def fail(entry: Entry, error: SpoolError) -> None:

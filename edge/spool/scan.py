@@ -140,7 +140,7 @@ def find_tail(read: ReadAt, key: FrameKey, start: int, end: int) -> Tail:
 
 
 def _checksum(read: ReadAt, data: bytes, base: int, start: int, stop: int, crc: int) -> int | None:
-    """Return the checksum of `[start, stop)`, counted from `base` where `data` starts; None when the file is shorter."""
+    """Return the checksum of `[start, stop)` counted from `base`, where `data` starts; None at the end of the file."""
     crc = crc32(data[start:stop], crc)
     offset, end = base + max(start, len(data)), base + stop
     while offset < end:

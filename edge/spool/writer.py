@@ -16,7 +16,7 @@ from edge.spool.errors import SpoolError, SpoolFailedError, SpoolFullError, Spoo
 from edge.spool.files import Buffer
 from edge.spool.format import frame_header
 from edge.spool.observer import LogObserver
-from edge.spool.queue import AppendQueue, Entry, fail
+from edge.spool.queue import AppendQueue, Entry, events_in, fail
 from edge.spool.segment import SegmentIndex
 
 logger = structlog.get_logger(__name__)
@@ -51,6 +51,7 @@ class Writer:
         self._on_exit: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self.appended_events = 0
+        """Events of requests that were stored; replayed ones are not counted again."""
         self.late_events = 0
         """Events that were stored after their waiter had been told that the outcome is unknown."""
 
@@ -82,7 +83,10 @@ class Writer:
                 self._look_after_segments()
             except Exception as error:  # noqa: BLE001 - whatever it is: waiters get an answer and the thread goes on
                 self._give_up(error)
-        self._active.finish()
+        try:
+            self._active.finish()
+        except Exception as error:
+            logger.error("the last segment was not ended in order; the next start repairs it", exc_info=error)
         self._call(self._on_exit)
 
     def _wait_secs(self) -> float | None:
@@ -122,14 +126,14 @@ class Writer:
             except OSError as error:
                 self._sync_failed(group, rest, error)
                 return
-        n_events = sum(entry.n_events for entry in group)
         self._index.publish(data_end, end_seq)
-        self.appended_events += n_events
+        self.appended_events += events_in(group)
         self.late_events += self._queue.settle(group, rest)
         if isinstance(self._problem, SpoolFullError):
             self._queue.refuse(SpoolFullError, str(self._problem), self._active.room)
-        self._observer.commit(time.monotonic() - started, n_events)
+        # Those who wait come first: whatever an observer does, they have their answer.
         self._call(self._committed, group, end_seq)
+        self._observer.commit(time.monotonic() - started, sum(entry.n_events for entry in group))
 
     def _encode(self, group: list[Entry]) -> tuple[list[Buffer], int]:
         """Give entries their numbers; returns the buffers to write and the number behind the last event."""

@@ -18,7 +18,7 @@ LAYERS = [
     {"edge.binding"},
     {"edge.pipeline", "edge.metrics"},
     {"edge.door", "edge.delivery"},
-    {"edge.books", "edge.testing"},
+    {"edge.books", "edge.testing", "edge.workers"},
     {"edge.gateway"},
     {"edge.http"},
     {"edge.runtime"},

@@ -242,3 +242,93 @@ async def test_reload_adds_changes_and_removes_sinks_without_losing_events(
         ]
         assert metrics["edge_events_unaccounted"] == 0
         await gateway.stop()
+
+
+async def test_reload_of_two_sinks_keeps_what_the_slow_one_has_not_settled(
+    launch: Any,
+    config_path: Any,
+    example_event: Any,
+    tmp_path: Path,
+    free_port: int,
+    eventually: Any,
+    expect_log: list[str],
+) -> None:
+    """While one changed sink still stops, the other's backlog must not be released."""
+    expect_log.append("circuit")
+    small = {"segment_bytes": 65_536}
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        slow = {"type": "http", "url": f"http://127.0.0.1:{hanging.getsockname()[1]}/", **QUICK, "timeout_secs": 30}
+        lagging = {"type": "http", "url": f"http://127.0.0.1:{free_port}/", **QUICK}
+        parts = {"spool": small, "server": {"drain_timeout_secs": 3}}
+        gateway = await launch(sinks={"archive": archive(tmp_path), "slow": slow, "lagging": lagging}, **parts)
+        pad = {"pad": "x" * 20_000}
+        for number in range(60):
+            event = {**example_event, "event_id": f"evt_{number}", "extras": pad}
+            assert (await gateway.post("/ingest", event)).code == 200
+        await eventually(lambda: len(stored_ids(tmp_path)) == 60)
+        received: list[str] = []
+        server = await asyncio.start_server(_stub(received), "127.0.0.1", free_port)
+        changed = {"archive": archive(tmp_path), "lagging": {**lagging, "timeout_secs": 5}}
+        config_path(sinks={**changed, "slow": {"type": "blackhole"}}, **parts)
+        assert (await gateway.fetch("POST", "/reload", b"", admin=True)).code == 200
+        await eventually(lambda: len(set(received)) == 60, 20)
+        metrics = await gateway.metrics()
+        assert metrics["edge_events_unaccounted"] == 0
+        assert metrics["edge_spool_lost_frames_total"] == 0
+        await gateway.stop()
+        server.close()
+
+
+async def test_reload_that_cannot_make_its_files_leaves_the_old_configuration_whole(
+    launch: Any, config_path: Any, example_event: Any, tmp_path: Path, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("the old one goes on")
+    gateway = await launch(sinks={"archive": {**archive(tmp_path), "required": True}})
+    shard = tmp_path / "spool" / "shard-000"
+    (shard / "cursor-new.a").mkdir()
+    config_path(sinks={"new": {"type": "blackhole"}}, schema={"unknown_fields": "keep"})
+    assert (await gateway.fetch("POST", "/reload", b"", admin=True)).code == 409
+    assert (await gateway.post("/ingest", {**example_event, "unknown": 1})).code == 400
+    assert (await gateway.post("/ingest", example_event)).code == 200
+    await eventually(lambda: stored_ids(tmp_path) == ["evt_123456789"])
+    assert (await gateway.fetch("GET", "/readyz", admin=True)).code == 200
+
+
+async def test_reload_swaps_keys_and_pipeline_together_and_waits_for_no_busy_sink(
+    launch: Any, config_path: Any, example_event: Any, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        slow = {"type": "http", "url": f"http://127.0.0.1:{hanging.getsockname()[1]}/", **QUICK, "timeout_secs": 30}
+        gateway = await launch(sinks={"slow": slow})
+        assert (await gateway.post("/ingest", example_event)).code == 200
+        keys = {"mode": "keys", "keys": [{"id": "test", "key": "another-key-1"}]}
+        config_path(sinks={"slow": {**slow, "timeout_secs": 29}}, auth=keys)
+        reloading = asyncio.ensure_future(gateway.fetch("POST", "/reload", b"", admin=True))
+        await asyncio.sleep(0.5)
+        assert not reloading.done()
+        assert (await gateway.post("/ingest", example_event)).code == 401
+        assert (await gateway.post("/ingest", example_event, headers={"X-API-Key": "another-key-1"})).code == 200
+        assert (await reloading).code == 200
+
+
+async def test_event_that_a_component_made_unstorable_is_rejected_by_itself(
+    launch: Any, example_event: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("cannot be stored")
+    gateway = await launch(sinks={"nowhere": {"type": "blackhole"}})
+    plan = gateway.gateway.door.plan
+    run = plan.pipeline.run
+
+    def poison(event: Any, context: Any) -> Any:
+        if event["event_id"] == "evt_1":
+            event["extras"]["when"] = {1, 2}
+        return run(event, context)
+
+    plan.pipeline.run = poison
+    events = [{**event, "extras": {}} for event in numbered(example_event, 3)]
+    response = await gateway.post("/ingest/batch", events)
+    assert response.code == 200
+    body = json.loads(response.body)
+    assert (body["accepted"], body["rejected"]) == (2, 1)
+    assert body["results"][0]["retryable"] is True
+    assert (await gateway.metrics())["edge_events_unaccounted"] == 0

@@ -1,0 +1,135 @@
+"""The sinks' workers of one gateway: how they start, take each other's place at a reload, and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from edge.binding import BoundSink
+from edge.clock import Clock
+from edge.config.model import DeadLetters, SinkConfig
+from edge.delivery.dead_letters import DeadLetterStore
+from edge.delivery.observer import DeliveryObserver
+from edge.delivery.worker import SinkSnapshot, SinkWorker
+from edge.spool.cursor import CursorFile
+from edge.spool.log import Log
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sink whose files are there, ready to be started."""
+
+    sink: BoundSink
+    config: SinkConfig
+    cursor_file: CursorFile
+    store: DeadLetterStore | None
+
+
+class Workers:
+    """One worker for each configured sink.
+
+    A worker keeps its place, and with it its hold on the spool, until the one that replaces it has started: what a
+    sink has not settled is never released in between.
+    """
+
+    def __init__(
+        self, spool: Log, directory: Path, letters: DeadLetters, observer: DeliveryObserver, clock: Clock
+    ) -> None:
+        self._spool = spool
+        self._directory = directory
+        self._letters = letters
+        self._observer = observer
+        self._clock = clock
+        self._workers: dict[str, SinkWorker] = {}
+        self._configs: dict[str, SinkConfig] = {}
+
+    def prepare(self, sinks: Iterable[tuple[BoundSink, SinkConfig]]) -> list[Prepared]:
+        """Make the files of the sinks that are new or changed. Blocks; raises what the disk says."""
+        return [
+            Prepared(sink, config, CursorFile(self._directory, config.id), self._store(config))
+            for sink, config in sinks
+            if not self._is_running(config)
+        ]
+
+    def _store(self, config: SinkConfig) -> DeadLetterStore | None:
+        if not config.dead_letter:
+            return None
+        letters = self._letters
+        return DeadLetterStore(
+            letters.path, config.id, segment_bytes=letters.segment_bytes, max_bytes=letters.max_bytes
+        )
+
+    def _is_running(self, config: SinkConfig) -> bool:
+        before = self._configs.get(config.id)
+        return before is not None and _identity(before) == _identity(config)
+
+    async def replace(self, prepared: Sequence[Prepared], wanted: Sequence[SinkConfig], timeout_secs: float) -> None:
+        """Start what was prepared, each in the place of its predecessor, and stop what is not wanted any more.
+
+        The predecessors finish the attempt in hand, within the time-out; the rest is their successors' work. One sink
+        that fails to start is logged and stays stopped; it does not keep the others from their place.
+        """
+        ids = {config.id for config in wanted}
+        gone = [name for name in self._workers if name not in ids]
+        results = await asyncio.gather(
+            *(self._start(item, timeout_secs) for item in prepared),
+            *(self._remove(name, timeout_secs) for name in gone),
+            return_exceptions=True,
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                log.error("a sink could not be started or stopped", exc_info=error)
+
+    async def _start(self, item: Prepared, timeout_secs: float) -> None:
+        before = self._workers.get(item.config.id)
+        if before is not None:
+            await before.stop(timeout_secs, deliver_pending=False)
+        worker = SinkWorker(
+            item.sink, item.config, self._spool, item.cursor_file, item.store, self._observer, self._clock
+        )
+        worker.start()
+        self._workers[item.config.id] = worker
+        self._configs[item.config.id] = item.config
+
+    async def _remove(self, name: str, timeout_secs: float) -> None:
+        worker = self._workers[name]
+        await worker.stop(timeout_secs, deliver_pending=False)
+        pending = worker.snapshot().pending_events
+        if pending:
+            log.warning(
+                "a sink was taken out of the configuration; what it has not settled goes when the others are past it",
+                sink=name,
+                pending_events=pending,
+            )
+        del self._workers[name], self._configs[name]
+
+    async def stop(self, timeout_secs: float) -> None:
+        """Let every sink deliver what is pending within the time given, then stop it. None waits for another."""
+        stopping = (worker.stop(timeout_secs) for worker in self._workers.values())
+        for error in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(error, BaseException):
+                log.error("a sink could not be stopped in order", exc_info=error)
+
+    def get(self, sink_id: str) -> SinkWorker | None:
+        """Return the worker of a sink."""
+        return self._workers.get(sink_id)
+
+    def snapshots(self) -> list[SinkSnapshot]:
+        """Return the state of every sink that has a worker."""
+        return [worker.snapshot() for worker in self._workers.values()]
+
+    @property
+    def release_position(self) -> int:
+        """The position that every sink is durably past."""
+        return min((worker.durable_position for worker in self._workers.values()), default=0)
+
+
+def _identity(config: SinkConfig) -> object:
+    """Return what makes a sink the same across a reload: everything but the compiled condition and the place."""
+    return replace(config, component=replace(config.component, when=None, where=""))

@@ -72,6 +72,7 @@ setup(
         "edge_plugins.enrichers",
         "edge_plugins.filters",
         "edge_plugins.sinks",
+        "edge_plugins.support",
     ],
     package_dir={"edge": "edge", "edge_plugins": "plugins"},
     package_data={"edge": ["py.typed", "cli/edge.yaml.template"]},

@@ -55,6 +55,13 @@ def registry() -> Any:
     return load_registry()
 
 
+class PlainDumper(yaml.SafeDumper):
+    """Writes a mapping that is used twice out twice: the gateway takes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 class Running:
     """A gateway in this process, listening on loopback."""
 
@@ -127,7 +134,7 @@ def config_path(tmp_path: Path) -> Callable[..., Path]:
             else:
                 config[name] = part
         path = tmp_path / "edge.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        path.write_text(yaml.dump(config, Dumper=PlainDumper, sort_keys=False))
         return path
 
     return write

@@ -218,8 +218,9 @@ async def test_sink_gets_only_what_its_when_asks_for(launch: Any, example_event:
 
 
 async def test_reload_adds_changes_and_removes_sinks_without_losing_events(
-    launch: Any, config_path: Any, example_event: Any, tmp_path: Path, eventually: Any
+    launch: Any, config_path: Any, example_event: Any, tmp_path: Path, eventually: Any, expect_log: list[str]
 ) -> None:
+    expect_log.append("taken out of the configuration")
     async with RecordingTarget() as first, RecordingTarget() as second:
         kept = archive(tmp_path)
         gateway = await launch(sinks={"archive": kept, "crm": {"type": "http", "url": first.url, **QUICK}})
@@ -301,6 +302,8 @@ async def test_reload_swaps_keys_and_pipeline_together_and_waits_for_no_busy_sin
         slow = {"type": "http", "url": f"http://127.0.0.1:{hanging.getsockname()[1]}/", **QUICK, "timeout_secs": 30}
         gateway = await launch(sinks={"slow": slow})
         assert (await gateway.post("/ingest", example_event)).code == 200
+        hanging.settimeout(0)
+        held, _ = await asyncio.get_running_loop().sock_accept(hanging)
         keys = {"mode": "keys", "keys": [{"id": "test", "key": "another-key-1"}]}
         config_path(sinks={"slow": {**slow, "timeout_secs": 29}}, auth=keys)
         reloading = asyncio.ensure_future(gateway.fetch("POST", "/reload", b"", admin=True))
@@ -309,6 +312,7 @@ async def test_reload_swaps_keys_and_pipeline_together_and_waits_for_no_busy_sin
         assert (await gateway.post("/ingest", example_event)).code == 401
         assert (await gateway.post("/ingest", example_event, headers={"X-API-Key": "another-key-1"})).code == 200
         assert (await reloading).code == 200
+        held.close()
 
 
 async def test_event_that_a_component_made_unstorable_is_rejected_by_itself(

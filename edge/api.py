@@ -146,6 +146,9 @@ class Component:
     kind: ClassVar[str]
     type: ClassVar[str]
     options: Mapping[Any, Any] = MappingProxyType({})
+    when_required: ClassVar[bool] = False
+    """True: the operator must write ``when``. For a component that nobody means to be asked about every event, for
+    example a filter that drops whatever it is given."""
 
     def __init__(self, id: str, options: Mapping[str, Any]) -> None:
         self.id = id

@@ -91,7 +91,7 @@ class Pipeline:
         traces: list[StepTrace] = []
         verdict = Verdict(Outcome.ACCEPTED, "", event)
         for step in self._steps:
-            errors = _ErrorCollector()
+            errors = ErrorCollector()
             before = verdict.event
             verdict = Pipeline([step], errors).run(before, context)
             traces.append(_trace(step, before, verdict, errors.last))
@@ -151,7 +151,7 @@ def _apply(event: Event, changes: Mapping[str, Any]) -> Event:
     return changed
 
 
-class _ErrorCollector:
+class ErrorCollector:
     """Keeps the error of the one step that `Pipeline.explain` runs at a time."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import orjson
 
 from edge.api import EventMetadata
 from edge.config.model import BatchOptions, Condition
-from edge.delivery.window import Window
+from edge.delivery.window import Passed, Window
 from edge.event import FrameMeta, event_metadata, unpack
 from edge.spool.format import EVENTS, REPLAY, Frame
 from edge.spool.reader import ReadResult
@@ -35,13 +35,11 @@ class Readable(Protocol):
 class _Chunk:
     """What one frame holds for the sink: some of its events, and the positions it covers with what lies before them."""
 
-    start: int
-    """Where the gap before the frame begins; the frame's own begin when there is none."""
-    lost: int
-    first: int
     end: int
     seqs: Sequence[int]
     lines: list[bytes]
+    passed: list[Passed]
+    """What is not in `lines`, in order."""
     meta: FrameMeta
     metadata: EventMetadata
     seen_at: float
@@ -49,6 +47,8 @@ class _Chunk:
     """Sum of the lengths of `lines`."""
     taken: int = 0
     """How many of `lines` went into a window already."""
+    handed: int = 0
+    """How many of `passed` did."""
 
 
 NOTHING: FrameMeta = {}
@@ -60,8 +60,9 @@ class Batcher:
 
     `fill` blocks (it reads files) and runs in a worker thread; the rest is quick and runs on the event loop. Never both
     at once: the one task that owns the batcher awaits `fill`. An event larger than `max_bytes` travels alone. A frame
-    may be cut, and frames may be joined. What `when` does not match, and replayed events of other sinks, are passed as
-    skipped; what cannot be read, as lost.
+    may be cut, and frames may be joined. What no batch is to hold is counted where it is met: event by event what
+    `when` does not match, by frame what is another sink's or cannot be read, by the spool's word what is missing. These
+    counts are never made to fit the positions: a mistake in either is to show as a difference in the cursor.
     """
 
     def __init__(self, sink: str, log: Readable, position: int, options: BatchOptions, when: Condition | None) -> None:
@@ -135,14 +136,12 @@ class Batcher:
         lines: list[bytes] = []
         metas: list[FrameMeta] = []
         metadata: list[EventMetadata] = []
-        gaps: list[tuple[int, int]] = []
+        passed: list[Passed] = []
         while self._chunks:
             chunk = self._chunks[0]
             begin = chunk.taken
             stop, size = self._fitting(chunk, len(lines), size)
             whole = stop == len(chunk.lines)
-            if chunk.lost and begin == 0 and (whole or stop > begin):
-                gaps.append((chunk.first, chunk.lost))
             if stop > begin:
                 seqs.extend(chunk.seqs[begin:stop])
                 lines.extend(chunk.lines[begin:stop])
@@ -150,11 +149,15 @@ class Batcher:
                 metadata.extend([chunk.metadata] * (stop - begin))
                 chunk.taken = stop
                 end = seqs[-1] + 1
+            if whole:
+                end = chunk.end
+            while chunk.handed < len(chunk.passed) and chunk.passed[chunk.handed].end <= end:
+                passed.append(chunk.passed[chunk.handed])
+                chunk.handed += 1
             if not whole:
                 break
-            end = chunk.end
             self._chunks.popleft()
-        window = Window(self._position, end, seqs, lines, metas, metadata, gaps)
+        window = Window(self._position, end, seqs, lines, metas, metadata, passed)
         self._items -= len(window)
         self._bytes -= size
         self._position = end
@@ -177,50 +180,70 @@ class Batcher:
 
     def _take(self, result: ReadResult, noticed_at: float) -> None:
         """Buffer what the spool returned."""
+        # The spool's own word; frames have no gap between them, so what is missing lies before the first.
+        lost = result.lost_events
         for frame in result.frames:
             if frame.end > self.read_position:
-                self._take_frame(frame, noticed_at)
+                self._take_frame(frame, lost, noticed_at)
+                lost = 0
         if result.position > self.read_position:
             # A gap at the end of what was read: no frame follows it yet.
-            gap = result.position - self.read_position
-            self._append(
-                _Chunk(self.read_position, gap, result.position, result.position, (), [], NOTHING, NO_METADATA, 0.0, 0)
-            )
+            end = result.position
+            self._append(_Chunk(end, (), [], [Passed(end, lost=lost)], NOTHING, NO_METADATA, 0.0, 0))
 
-    def _take_frame(self, frame: Frame, noticed_at: float) -> None:
+    def _take_frame(self, frame: Frame, lost: int, noticed_at: float) -> None:
         begin = max(frame.seq, self.read_position)
-        lost = begin - self.read_position
-        meta, lines, readable = self._open(frame)
-        if not readable:
-            self.unreadable_events += frame.end - begin
-            lost, begin = frame.end - self.read_position, frame.end
-        seqs: Sequence[int] = range(frame.seq, frame.seq + len(lines))
-        if begin > frame.seq:
-            seqs, lines = seqs[begin - frame.seq :], lines[begin - frame.seq :]
-        if self._when is not None and lines:
-            seqs, lines = self._matching(self._when, seqs, lines)
+        n_events = frame.n_events - (begin - frame.seq)
+        passed = [Passed(begin, lost=lost)] if lost else []
+        seqs: Sequence[int] = ()
+        opened = self._open(frame)
+        if opened is None:
+            self.unreadable_events += n_events
+            passed.append(Passed(frame.end, lost=n_events))
+        meta, lines = opened or (NOTHING, [])
+        if opened is not None and not self._is_ours(frame, meta):
+            passed.append(Passed(frame.end, foreign=n_events))
+            lines = []
+        elif opened is not None:
+            seqs, lines = range(begin, frame.end), lines[begin - frame.seq :]
+            if self._when is not None:
+                seqs, lines = self._matching(self._when, seqs, lines, passed)
         metadata, size = event_metadata(meta), sum(map(len, lines))
-        self._append(_Chunk(self.read_position, lost, begin, frame.end, seqs, lines, meta, metadata, noticed_at, size))
+        self._append(_Chunk(frame.end, seqs, lines, passed, meta, metadata, noticed_at, size))
 
-    def _open(self, frame: Frame) -> tuple[FrameMeta, list[bytes], bool]:
-        """Return a frame's metadata and the lines this sink is concerned with, and whether it could be read."""
+    def _open(self, frame: Frame) -> tuple[FrameMeta, list[bytes]] | None:
+        """Return a frame's metadata and lines; None when it cannot be read."""
         if frame.kind not in (EVENTS, REPLAY):
-            return NOTHING, [], True
+            return NOTHING, []
         try:
             meta, lines = unpack(frame.payload)
         except ValueError:
-            return NOTHING, [], False
-        if len(lines) != frame.n_events:
-            return NOTHING, [], False
-        if frame.kind == REPLAY and meta.get("sink") != self._sink:
-            return meta, [], True
-        return meta, lines, True
+            return None
+        return (meta, lines) if len(lines) == frame.n_events else None
 
-    def _matching(self, when: Condition, seqs: Sequence[int], lines: list[bytes]) -> tuple[Sequence[int], list[bytes]]:
-        kept = [(seq, line) for seq, line in zip(seqs, lines, strict=True) if self._wanted(when, line)]
-        if len(kept) == len(lines):
-            return seqs, lines
-        return [seq for seq, _ in kept], [line for _, line in kept]
+    def _is_ours(self, frame: Frame, meta: FrameMeta) -> bool:
+        """Return whether a frame's events are to be looked at, be it that `when` skips them."""
+        return frame.kind == EVENTS or (frame.kind == REPLAY and meta.get("sink") == self._sink)
+
+    def _matching(
+        self, when: Condition, seqs: Sequence[int], lines: list[bytes], passed: list[Passed]
+    ) -> tuple[Sequence[int], list[bytes]]:
+        """Return the events that the sink wants, and count the others in `passed`, one item for each run of them."""
+        kept_seqs: list[int] = []
+        kept_lines: list[bytes] = []
+        run: Passed | None = None
+        for seq, line in zip(seqs, lines, strict=True):
+            if self._wanted(when, line):
+                kept_seqs.append(seq)
+                kept_lines.append(line)
+                run = None
+            else:
+                if run is None:
+                    run = Passed(seq)
+                    passed.append(run)
+                run.end = seq + 1
+                run.skipped += 1
+        return (kept_seqs, kept_lines) if len(kept_lines) < len(lines) else (seqs, lines)
 
     def _wanted(self, when: Condition, line: bytes) -> bool:
         try:
@@ -233,12 +256,27 @@ class Batcher:
     def _append(self, chunk: _Chunk) -> None:
         self.read_position = chunk.end
         self._read_any = True
-        if not chunk.lines and not chunk.lost and self._chunks:
-            # Nothing but skipped events: they are passed together with what is before them.
-            self._chunks[-1].end = chunk.end
+        if not chunk.lines and self._chunks:
+            # Nothing to deliver: passed together with what is before it, and kept as one item, however much follows.
+            last = self._chunks[-1]
+            last.end = chunk.end
+            for item in chunk.passed:
+                _pass_too(last, item)
             return
         self._chunks.append(chunk)
         self._items += len(chunk.lines)
         self._bytes += chunk.size
         self._bytes_seen += chunk.size
         self._lines_seen += len(chunk.lines)
+
+
+def _pass_too(chunk: _Chunk, item: Passed) -> None:
+    """Add what follows a chunk's last event to what the chunk passes."""
+    last = chunk.passed[-1] if chunk.passed else None
+    if last is None or chunk.handed == len(chunk.passed) or (chunk.lines and last.end <= chunk.seqs[-1]):
+        chunk.passed.append(item)
+        return
+    last.end = item.end
+    last.skipped += item.skipped
+    last.foreign += item.foreign
+    last.lost += item.lost

@@ -6,12 +6,12 @@ import random
 from enum import IntEnum
 
 from edge.config.model import RetryOptions
-from edge.delivery.backoff import sane_retry_after
 
 FAILURES_TO_OPEN = 5
 PROBE_SECS = 5.0
+"""The shortest time between two probes, unless the sink's own longest wait is shorter."""
 PROBE_JITTER = 0.1
-"""Share of the interval that is added at random, so that a target's own rhythm never hides it from the probes."""
+"""Share of the shortest time that is added at random: gateways that lost a target together come back one by one."""
 
 
 class CircuitState(IntEnum):
@@ -27,15 +27,16 @@ class CircuitBreaker:
 
     Opens after `FAILURES_TO_OPEN` failed attempts in a row, or at once when the failure asks for it. While open, one
     probe may start per interval; it makes the circuit half-open until its end closes or opens it again. The interval is
-    fixed (it does not grow with the length of the outage), so a target that is back is noticed within one of them.
+    the sink's next wait, which grows up to `max_secs`, and never shorter than `PROBE_SECS`: `max_secs` decides within
+    what time a target that is back is noticed.
     """
 
-    def __init__(self, rng: random.Random, probe_secs: float = PROBE_SECS, failures: int = FAILURES_TO_OPEN) -> None:
+    def __init__(self, rng: random.Random, options: RetryOptions, failures: int = FAILURES_TO_OPEN) -> None:
         self.state = CircuitState.CLOSED
         self.retry_at = 0.0
         """When the next probe may start; only of meaning while the circuit is open."""
         self._rng = rng
-        self._probe_secs = probe_secs
+        self._max_secs = options.max_secs
         self._threshold = failures
         self._failures = 0
 
@@ -55,23 +56,21 @@ class CircuitBreaker:
         self.state = CircuitState.CLOSED
         return closed
 
-    def fail(self, now: float, *, open_circuit: bool = False, retry_after: object = None) -> bool:
-        """Note a failed attempt; return whether the circuit opened (a failed probe keeps it open and returns False)."""
+    def fail(self, now: float, wait_secs: float, *, open_circuit: bool = False) -> bool:
+        """Note a failed attempt; return whether the circuit opened (a failed probe keeps it open and returns False).
+
+        `wait_secs` is what the backoff says, the target's own wish included.
+        """
         self._failures += 1
         was_closed = self.state is CircuitState.CLOSED
         if was_closed and not open_circuit and self._failures < self._threshold:
             return False
         self.state = CircuitState.OPEN
-        interval = self._probe_secs * (1.0 + self._rng.uniform(0.0, PROBE_JITTER))
-        self.retry_at = now + max(interval, sane_retry_after(retry_after))
+        shortest = min(self._max_secs, PROBE_SECS * (1.0 + self._rng.uniform(0.0, PROBE_JITTER)))
+        self.retry_at = now + max(shortest, wait_secs)
         return was_closed
 
     def abandon(self) -> None:
         """Note that an attempt was cancelled before the target said anything."""
         if self.state is CircuitState.HALF_OPEN:
             self.state = CircuitState.OPEN
-
-
-def probe_secs(options: RetryOptions) -> float:
-    """Return the probe interval: `PROBE_SECS`, within the sink's shortest and longest wait."""
-    return min(max(PROBE_SECS, options.initial_secs), options.max_secs)

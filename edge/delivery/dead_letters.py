@@ -7,26 +7,35 @@ is taken away by a MARK frame that names it; nothing is ever rewritten.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import orjson
 import structlog
 
-from edge.api import EventMetadata
+from edge.api import EdgeError
+from edge.delivery.letters import (
+    DeadLetter,
+    DeadLetterReason,
+    Letter,
+    frames_of,
+    letter_payload,
+    live_in,
+    live_seqs,
+    marked_by,
+    read_letters,
+    release_oldest,
+)
 from edge.delivery.selection import EVERYTHING, Selection
 from edge.delivery.seqset import SeqSet
-from edge.event import FrameMeta, event_metadata, pack, parse_time, unpack
-from edge.spool.errors import SpoolBackpressureError, SpoolClosedError
-from edge.spool.format import EVENTS, MARK, Frame, parse_segment_name
-from edge.spool.inspect import dump
+from edge.event import pack
+from edge.spool.errors import SpoolBackpressureError, SpoolClosedError, SpoolError, SpoolUnknownError
+from edge.spool.format import EVENTS, MARK, Frame
 from edge.spool.log import Log
+
+__all__ = ["Action", "DeadLetter", "DeadLetterReason", "DeadLetterStore", "Letter", "UnkeptError"]
 
 log = structlog.get_logger(__name__)
 
@@ -34,96 +43,16 @@ Action = Literal["replayed", "dropped"]
 T = TypeVar("T")
 
 MARKS_PER_FRAME = 10_000
-READ_BYTES = 1024 * 1024
-LETTER_KEYS = ("sink", "reason", "attempts", "first_error", "last_error", "died_at", "replay_of")
 
 
-class DeadLetterReason(StrEnum):
-    """Why an event was given up on; a closed set."""
+class UnkeptError(EdgeError):
+    """Some letters are not known to be durable; the others are."""
 
-    PERMANENT = "permanent"
-    """The target refused it for good."""
-    GAVE_UP = "gave_up"
-    """It was retried for `retry.give_up_secs`."""
-    INVALID_RESULT = "invalid_result"
-    """The sink returned something that says nothing about what the target took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """One event about to become a dead letter."""
-
-    line: bytes
-    meta: FrameMeta
-    """The metadata of the frame it was stored in."""
-    reason: DeadLetterReason
-    attempts: int
-    first_error: str
-    last_error: str
-    died_at: datetime
-    """UTC."""
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """One dead letter as it is kept."""
-
-    id: int
-    """Its number in the store; never used again for another one."""
-    line: bytes
-    meta: FrameMeta
-    """The metadata of the original frame, and the keys of this letter."""
-
-    @property
-    def sink(self) -> str:
-        """The sink that gave the event up."""
-        return str(self.meta.get("sink", ""))
-
-    @property
-    def reason(self) -> str:
-        """One of `DeadLetterReason`, unless another version wrote it."""
-        return str(self.meta.get("reason", ""))
-
-    @property
-    def attempts(self) -> int:
-        """How many attempts the event took part in."""
-        value = self.meta.get("attempts", 0)
-        return value if isinstance(value, int) else 0
-
-    @property
-    def first_error(self) -> str:
-        """The first thing that went wrong."""
-        return str(self.meta.get("first_error", ""))
-
-    @property
-    def last_error(self) -> str:
-        """The last thing that went wrong."""
-        return str(self.meta.get("last_error", ""))
-
-    @cached_property
-    def died_at(self) -> datetime:
-        """When it was given up on, UTC."""
-        return parse_time(str(self.meta.get("died_at", "")))
-
-    @cached_property
-    def event_id(self) -> str:
-        """The event's `event_id`, or empty. Parses the event."""
-        try:
-            event = orjson.loads(self.line)
-        except ValueError:
-            return ""
-        value = event.get("event_id") if isinstance(event, dict) else None
-        return value if isinstance(value, str) else ""
-
-    @property
-    def metadata(self) -> EventMetadata:
-        """What was stored beside the event when it was accepted."""
-        return event_metadata(self.meta)
-
-    @property
-    def original_meta(self) -> FrameMeta:
-        """The metadata of the frame that held the event, without what the letter added."""
-        return _original(self.meta)
+    def __init__(self, letters: Sequence[Letter], cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.letters = letters
+        """Those to add again."""
+        self.cause = cause
 
 
 class DeadLetterStore:
@@ -132,6 +61,9 @@ class DeadLetterStore:
     The directory is created and locked with the first letter (or mark): a sink that never gives up costs nothing.
     `entries` reads the files without the lock, so it also works beside a running gateway. When `max_bytes` is reached
     the oldest segment goes, with the letters in it, and `evicted` counts them.
+
+    A letter whose outcome the log did not know (a disk that hung) may have been stored all the same: the next `add` or
+    `mark` finds out before it does anything else, and from then on the letter counts and is not stored again.
     """
 
     def __init__(self, path: Path, sink: str, *, segment_bytes: int, max_bytes: int) -> None:
@@ -145,6 +77,8 @@ class DeadLetterStore:
         self._log: Log | None = None
         self._live = SeqSet()
         self._counted = False
+        self._unsure_from: int | None = None
+        """What lies in the log from here on is not all in `_live`: somebody was told that the outcome is unknown."""
         self.moving = asyncio.Lock()
         """Held by who replays or drops: two at once would move the same letters twice."""
         self._lock = asyncio.Lock()
@@ -159,25 +93,43 @@ class DeadLetterStore:
         """Count the letters on disk, without creating or locking anything."""
         async with self._lock:
             if self._log is None and not self._counted and not self._closed:
-                self._live = await self._run(lambda: _live_seqs(self.path))
+                self._live = await self._run(lambda: live_seqs(self.path))
                 self._counted = True
 
     async def add(self, letters: Sequence[Letter]) -> None:
-        """Keep letters; they are durable on return. `EdgeError` or `OSError`: some may not be, add all again."""
-        payloads = [_payload(self.sink, letter) for letter in letters]
+        """Keep letters; they are durable on return.
+
+        `UnkeptError` names those to add again; any other `EdgeError` or `OSError` means all of them.
+        """
+        payloads = [letter_payload(self.sink, letter) for letter in letters]
         async with self._lock:
-            await self._append(payloads, EVENTS)
+            opened = await self._open()
+            late = await self._settle_unsure(opened)
+            missing = []
+            for index, payload in enumerate(payloads):
+                if late[payload]:
+                    late[payload] -= 1
+                else:
+                    missing.append(index)
+            errors = await self._append(opened, [payloads[index] for index in missing], EVENTS)
+        unkept = [index for index, error in zip(missing, errors, strict=True) if error is not None]
+        if unkept:
+            cause = next(error for error in errors if error is not None)
+            raise UnkeptError([letters[index] for index in unkept], cause) from cause
 
     async def mark(self, seqs: Iterable[int], action: Action) -> int:
         """Take letters away; durable on return. Returns how many were still there."""
         async with self._lock:
-            await self._open()
+            opened = await self._open()
+            await self._settle_unsure(opened)
             present = sorted({seq for seq in seqs if seq in self._live})
             marks = [
                 pack({"action": action, "seqs": present[start : start + MARKS_PER_FRAME]}, [])
                 for start in range(0, len(present), MARKS_PER_FRAME)
             ]
-            await self._append(marks, MARK)
+            error = next(filter(None, await self._append(opened, marks, MARK)), None)
+            if error is not None:
+                raise error
             self._live.discard_all(present)
             if present:
                 await self._release()
@@ -186,7 +138,7 @@ class DeadLetterStore:
     def entries(self, selection: Selection = EVERYTHING) -> Iterator[DeadLetter]:
         """Return the letters that are meant, as they were when iteration began, oldest first. Blocks: reads files."""
         # Who holds the log knows what is left; everybody else reads the files once more for the marks.
-        return _entries(self.path, selection, None if self._log is None else self._live.copy())
+        return read_letters(self.path, selection, None if self._log is None else self._live.copy())
 
     async def close(self) -> None:
         """Let go of the directory, for good. Nothing is lost without it."""
@@ -219,50 +171,73 @@ class DeadLetterStore:
             durability="disk",
             observer=None,
         )
-        return opened, _live_in(_frames(opened))
+        return opened, live_in(frames_of(opened))
 
-    async def _append(self, payloads: Sequence[bytes], kind: int) -> None:
-        """Append frames and wait until all are durable."""
-        opened = await self._open()
+    async def _append(self, opened: Log, payloads: Sequence[bytes], kind: int) -> list[BaseException | None]:
+        """Append frames and wait for them; return for each what kept it from being durable, None for nothing."""
         await self._make_room(opened, sum(map(len, payloads)))
-        waiting: list[asyncio.Future[int]] = []
-        error: BaseException | None = None
+        errors: list[BaseException | None] = []
+        waiting: list[asyncio.Future[int] | SpoolError] = []
+        # Until all have their answer: who is cancelled while waiting does not know either.
+        self._unsure_from = opened.durable_seq
         for payload in payloads:
-            try:
-                waiting.append(opened.append(payload, 1, kind))
-            except SpoolBackpressureError as refusal:
-                if not waiting:
-                    raise
-                error = await self._settled(waiting, kind) or error
+            item = _put(opened, payload, kind)
+            if isinstance(item, SpoolBackpressureError) and waiting:
+                errors += await self._settled(waiting, kind)
                 waiting = []
-                try:
-                    waiting.append(opened.append(payload, 1, kind))
-                except SpoolBackpressureError:
-                    raise refusal from None
-        error = await self._settled(waiting, kind) or error
-        if error is not None:
-            raise error
+                item = _put(opened, payload, kind)
+            waiting.append(item)
+        errors += await self._settled(waiting, kind)
+        if all(error is None or _says_not_stored(error) for error in errors):
+            self._unsure_from = None
+        return errors
 
-    async def _settled(self, waiting: Sequence[asyncio.Future[int]], kind: int) -> BaseException | None:
-        """Wait for appended frames; count those that are durable, and return the first error."""
-        error: BaseException | None = None
-        for result in await asyncio.gather(*waiting, return_exceptions=True):
+    async def _settled(
+        self, waiting: Sequence[asyncio.Future[int] | SpoolError], kind: int
+    ) -> list[BaseException | None]:
+        """Wait for appended frames and count those that are durable; return errors as `_append` does."""
+        futures = [item for item in waiting if not isinstance(item, SpoolError)]
+        results = iter(await asyncio.gather(*futures, return_exceptions=True))
+        errors: list[BaseException | None] = []
+        for item in waiting:
+            result = item if isinstance(item, SpoolError) else next(results)
             if isinstance(result, BaseException):
-                error = error or result
-            elif kind == EVENTS:
+                errors.append(result)
+                continue
+            errors.append(None)
+            if kind == EVENTS:
                 self._live.add(result)
-        return error
+        return errors
+
+    async def _settle_unsure(self, opened: Log) -> Counter[bytes]:
+        """Learn what became of frames whose outcome was unknown; return the payloads of letters that were stored."""
+        start = self._unsure_from
+        if start is None:
+            return Counter()
+        # The log writes in order: once this mark of nothing is durable, all that was queued before it is decided.
+        await opened.append(pack({"action": "none", "seqs": []}, []), 1, MARK)
+        frames: list[Frame] = await self._run(lambda: list(frames_of(opened, start)))
+        live = live_in(frames)
+        late = [frame for frame in frames if frame.seq in live and frame.seq not in self._live]
+        self._live.discard_from(start)
+        for seq in live:
+            self._live.add(seq)
+        for frame in frames:
+            if frame.kind == MARK:
+                self._live.discard_all(marked_by(frame.payload))
+        self._unsure_from = None
+        return Counter(frame.payload for frame in late)
 
     async def _make_room(self, opened: Log, n_bytes: int) -> None:
         """Drop the oldest segments while what is to come does not fit under the cap."""
         while opened.stats().bytes + n_bytes > self._max_bytes:
-            end, freed = await self._run(lambda: _release_oldest(self.path, opened))
+            end, freed = await self._run(lambda: release_oldest(self.path, opened))
             if not freed:
                 return
             evicted = self._live.discard_below(end)
             self.evicted += evicted
             if evicted:
-                log.warning(
+                log.error(
                     "dead letters are full: the oldest were dropped",
                     sink=self.sink,
                     dropped_events=evicted,
@@ -284,89 +259,13 @@ class DeadLetterStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-def _original(meta: FrameMeta) -> FrameMeta:
-    return {key: value for key, value in meta.items() if key not in LETTER_KEYS}
-
-
-def _payload(sink: str, letter: Letter) -> bytes:
-    return pack(
-        {
-            **_original(letter.meta),
-            "sink": sink,
-            "reason": str(letter.reason),
-            "attempts": letter.attempts,
-            "first_error": letter.first_error,
-            "last_error": letter.last_error,
-            "died_at": letter.died_at.isoformat(),
-        },
-        [letter.line],
-    )
-
-
-def _entries(path: Path, selection: Selection, live: SeqSet | None) -> Iterator[DeadLetter]:
-    start, stop = (
-        (0, None) if selection.seqs is None else (min(selection.seqs, default=0), max(selection.seqs, default=0))
-    )
-    if live is None:
-        live = _live_seqs(path, start)
-    if not live:
-        return
-    for frame in dump(path, start):
-        if stop is not None and frame.seq > stop:
-            return
-        if frame.kind == EVENTS and frame.seq in live:
-            letter = _letter(frame)
-            if letter is not None and selection.matches(letter):
-                yield letter
-
-
-def _letter(frame: Frame) -> DeadLetter | None:
-    """Return the letter in a frame; None for a frame that no store wrote."""
+def _put(opened: Log, payload: bytes, kind: int) -> asyncio.Future[int] | SpoolError:
+    """Append a frame, or return why it was refused."""
     try:
-        meta, lines = unpack(frame.payload)
-    except ValueError:
-        return None
-    return DeadLetter(frame.seq, lines[0], meta) if len(lines) == 1 else None
+        return opened.append(payload, 1, kind)
+    except SpoolError as refusal:
+        return refusal
 
 
-def _frames(opened: Log) -> Iterator[Frame]:
-    """Yield every frame of an open log. Blocks."""
-    position = opened.first_seq
-    while position < opened.durable_seq:
-        result = opened.read(position, READ_BYTES)
-        yield from result.frames
-        if result.position <= position:
-            return
-        position = result.position
-
-
-def _live_seqs(path: Path, start: int = 0) -> SeqSet:
-    """Return the letters under a directory, from a number on, that no mark took away. Blocks."""
-    return _live_in(dump(path, start)) if path.is_dir() else SeqSet()
-
-
-def _live_in(frames: Iterable[Frame]) -> SeqSet:
-    live = SeqSet()
-    marked: set[int] = set()
-    for frame in frames:
-        if frame.kind == EVENTS:
-            live.add(frame.seq)
-        elif frame.kind == MARK:
-            marked.update(_marked(frame.payload))
-    live.discard_all(marked)
-    return live
-
-
-def _marked(payload: bytes) -> list[int]:
-    try:
-        meta, _ = unpack(payload)
-    except ValueError:
-        return []
-    seqs: Any = meta.get("seqs")
-    return [seq for seq in seqs if type(seq) is int] if isinstance(seqs, list) else []
-
-
-def _release_oldest(path: Path, opened: Log) -> tuple[int, int]:
-    """Delete the oldest segment unless it is the only one; return where it ended and the bytes freed. Blocks."""
-    starts = sorted(start for item in path.iterdir() if (start := parse_segment_name(item.name)) is not None)
-    return (starts[1], opened.release(starts[1])) if len(starts) > 1 else (0, 0)
+def _says_not_stored(error: BaseException) -> bool:
+    return isinstance(error, SpoolError) and not isinstance(error, SpoolUnknownError)

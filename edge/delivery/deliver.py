@@ -14,9 +14,9 @@ from edge.clock import Clock
 from edge.config.model import SinkConfig
 from edge.delivery.attempt import Answer, Caller, DeliverySink, error_text, opens_circuit, per_event_errors, retry_after
 from edge.delivery.backoff import Backoff, sane_retry_after
-from edge.delivery.circuit import CircuitBreaker, CircuitState, probe_secs
-from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter
-from edge.delivery.observer import DeliveryObserver
+from edge.delivery.circuit import CircuitBreaker, CircuitState
+from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter, UnkeptError
+from edge.delivery.observer import DeliveryObserver, GuardedObserver
 from edge.delivery.progress import CursorKeeper
 from edge.delivery.reporter import Reporter
 from edge.delivery.waiting import Waiter
@@ -75,13 +75,13 @@ class Delivery:
         self._shard = shard
         self._store = store if config.dead_letter else None
         self._keeper = keeper
-        self._observer = observer
+        self._observer = GuardedObserver(observer)
         self._clock = clock
         self._waiter = waiter
         self._backoff = Backoff(config.retry, rng)
         self._letters_backoff = Backoff(config.retry, rng)
         self._reporter = Reporter(sink.id, clock)
-        self.breaker = CircuitBreaker(rng, probe_secs(config.retry))
+        self.breaker = CircuitBreaker(rng, config.retry)
         self.caller = Caller()
         self.reporter = self._reporter
         self.is_open = False
@@ -240,7 +240,7 @@ class Delivery:
         now = self._clock.monotonic()
         asked = asked if asked is not None else retry_after(error)
         wait = self._backoff.next_secs(asked)
-        opened = self.breaker.fail(now, open_circuit=opens_circuit(error), retry_after=asked)
+        opened = self.breaker.fail(now, wait, open_circuit=opens_circuit(error))
         is_open = self.breaker.state is CircuitState.OPEN
         if is_open:
             wait = self.breaker.wait_secs(now)
@@ -297,19 +297,26 @@ class Delivery:
     async def _keep(self, store: DeadLetterStore, letters: Sequence[Letter]) -> bool:
         """Write dead letters, trying until it works; False when the worker stops before."""
         while True:
+            failure: BaseException
             try:
                 await store.add(letters)
+            except UnkeptError as error:
+                letters, failure = error.letters, error.cause
             except (EdgeError, OSError) as error:
-                self._reporter.letters_failed(error_text(error))
-                if self._waiter.stopping:
-                    return False
-                await self._waiter.wait(self._letters_backoff.next_secs())
+                failure = error
             else:
                 self._letters_backoff.reset()
                 return True
+            self._reporter.letters_failed(error_text(failure))
+            if self._waiter.stopping:
+                return False
+            await self._waiter.wait(self._letters_backoff.next_secs())
 
     def _advance(self, window: Window) -> None:
-        """Move the cursor over what is settled, and say so."""
+        """Move the cursor over what is settled, and say so.
+
+        Frames that are another sink's have no outcome here: what was accepted is to equal the sum of the outcomes.
+        """
         progress = window.advance()
         if progress is None:
             return

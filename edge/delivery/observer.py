@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from edge.outcomes import AttemptResult, SinkOutcome
+
+log = structlog.get_logger(__name__)
 
 
 class DeliveryObserver(Protocol):
@@ -20,14 +25,32 @@ class DeliveryObserver(Protocol):
         """A batch was assembled and is about to be handed to the sink for the first time."""
 
 
-class NullObserver:
-    """Reports to nobody."""
+class GuardedObserver:
+    """Passes everything on to another observer; what that one raises is logged once and reaches no worker.
+
+    An error between a target's answer and the events' outcome would have the batch delivered again, for ever.
+    """
+
+    def __init__(self, observer: DeliveryObserver) -> None:
+        self._observer = observer
+        self._failed = False
 
     def attempt(self, sink: str, result: AttemptResult, duration_secs: float) -> None:
-        """Ignore it."""
+        """Pass it on."""
+        self._guard(lambda: self._observer.attempt(sink, result, duration_secs), sink)
 
     def sink_settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
-        """Ignore it."""
+        """Pass it on."""
+        self._guard(lambda: self._observer.sink_settled(sink, outcome, n_events), sink)
 
     def batch(self, sink: str, n_events: int) -> None:
-        """Ignore it."""
+        """Pass it on."""
+        self._guard(lambda: self._observer.batch(sink, n_events), sink)
+
+    def _guard(self, report: Callable[[], None], sink: str) -> None:
+        try:
+            report()
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                log.error("what a sink does cannot be counted: its metrics are wrong", sink=sink, exc_info=error)

@@ -6,10 +6,10 @@ import asyncio
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 
-from edge.api import EdgeError
 from edge.delivery.window import Progress
 from edge.spool.cursor import Cursor
 
@@ -38,6 +38,19 @@ class Saveable(Protocol):
         """Let go of what `save` opened."""
 
 
+# A save that hangs outlives its keeper, and what it writes lands whenever the disk wakes up. Were the next keeper of
+# the same cursor to save before that, the old write would then go over a newer slot, and the cursor would fall back
+# behind segments that were released meanwhile. A thread inside a system call cannot be called back, so the next keeper
+# waits for it. Only its saves wait: its worker delivers until `SAVE_EVENTS` are unsaved, as with any slow save.
+_unended: WeakKeyDictionary[object, dict[str, asyncio.Task[None]]] = WeakKeyDictionary()
+"""Spool -> sink -> the save that was still going on when its keeper was closed."""
+
+
+def is_being_saved(spool: object, sink: str) -> bool:
+    """Return whether a save of a sink's cursor is going on that its keeper could not wait for."""
+    return sink in _unended.get(spool, {})
+
+
 class CursorKeeper:
     """The cursor of one sink, in memory and on disk.
 
@@ -47,9 +60,12 @@ class CursorKeeper:
     and tried again.
     """
 
-    def __init__(self, sink: str, file: Saveable, cursor: Cursor, executor: Executor, *, durable: bool) -> None:
+    def __init__(
+        self, spool: object, sink: str, file: Saveable, cursor: Cursor, executor: Executor, *, durable: bool
+    ) -> None:
         self.cursor = cursor
         self.durable_position = cursor.position
+        self._spool = spool
         self._sink = sink
         self._file = file
         self._executor = executor
@@ -59,6 +75,8 @@ class CursorKeeper:
         self._saving: asyncio.Task[None] | None = None
         self._failing = False
         self._closed = False
+        self._before = _unended.get(spool, {}).get(sink)
+        """The save of an earlier keeper that has to end before any of this one."""
 
     def advance(self, progress: Progress) -> None:
         """Move the cursor in memory, and see to it that it is saved in time."""
@@ -68,7 +86,7 @@ class CursorKeeper:
             position=progress.position,
             delivered=cursor.delivered + progress.delivered,
             dead_lettered=cursor.dead_lettered + progress.dead_lettered,
-            skipped=cursor.skipped + progress.skipped,
+            skipped=cursor.skipped + progress.skipped + progress.foreign,
             lost=cursor.lost + progress.lost,
         )
         # Passing skipped events again costs nothing, but a cursor far behind keeps segments on disk: all count.
@@ -85,7 +103,7 @@ class CursorKeeper:
             await asyncio.wait({self._saving})
 
     async def close(self) -> None:
-        """Save what is unsaved, within `STOP_SECS`."""
+        """Save what is unsaved, within `STOP_SECS`. A save that takes longer keeps the cursor from the next keeper."""
         self._closed = True
         self._cancel_timer()
         if self._saving is not None:
@@ -95,6 +113,16 @@ class CursorKeeper:
             await asyncio.wait({self._saving}, timeout=STOP_SECS)
         if self._saving is None or self._saving.done():
             self._file.close()
+            return
+        log.error("the cursor of a sink is not saved in time; a restart would repeat events", sink=self._sink)
+        unended = _unended.setdefault(self._spool, {})
+        unended[self._sink] = self._saving
+        self._saving.add_done_callback(lambda save: self._ended(unended, save))
+
+    def _ended(self, unended: dict[str, asyncio.Task[None]], save: asyncio.Task[None]) -> None:
+        self._file.close()
+        if unended.get(self._sink) is save:
+            del unended[self._sink]
 
     def _schedule(self) -> None:
         if self._closed or (self._saving is not None and not self._saving.done()):
@@ -117,10 +145,13 @@ class CursorKeeper:
             self._timer = None
 
     async def _save(self) -> None:
-        cursor, events = self.cursor, self._unsaved_events
         try:
+            if self._before is not None:
+                await asyncio.wait({self._before})
+                self._before = None
+            cursor, events = self.cursor, self._unsaved_events
             await asyncio.get_running_loop().run_in_executor(self._executor, self._file.save, cursor)
-        except (OSError, EdgeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the cursor is not saved and has to be
             if not self._failing:
                 log.error(
                     "the cursor of a sink cannot be saved; a restart would repeat events",

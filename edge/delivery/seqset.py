@@ -69,6 +69,15 @@ class SeqSet:
         """Remove numbers; return those that were members."""
         return [seq for seq in seqs if self.discard(seq)]
 
+    def discard_from(self, seq: int) -> None:
+        """Remove every member that is not smaller than `seq`."""
+        while self._starts and self._ends[-1] > seq:
+            start, end = self._starts.pop(), self._ends.pop()
+            self._len -= end - max(start, seq)
+            if start < seq:
+                self._starts.append(start)
+                self._ends.append(seq)
+
     def discard_below(self, seq: int) -> int:
         """Remove every member smaller than `seq`; return how many there were."""
         before = self._len

@@ -15,14 +15,33 @@ from edge.event import FrameMeta
 PENDING, DELIVERED, DEAD = 0, 1, 2
 
 
+@dataclass(slots=True)
+class Passed:
+    """Events that no batch holds, counted one by one or frame by frame as they were met."""
+
+    end: int
+    """The position behind the last of them."""
+    skipped: int = 0
+    """Accepted events that the sink does not want."""
+    foreign: int = 0
+    """In frames that are not this sink's at all: events replayed for another one, marks."""
+    lost: int = 0
+    """Events that the spool could not give back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a cursor may move and what it passes on the way."""
+    """How far a cursor may move and what it passes on the way.
+
+    The position comes from where frames lie, the counts from counting: that they agree is to be seen in the cursor, so
+    nothing here is computed from the others.
+    """
 
     position: int
     delivered: int
     dead_lettered: int
     skipped: int
+    foreign: int
     lost: int
 
 
@@ -37,14 +56,18 @@ class Window:
     metas: list[FrameMeta]
     """The stored metadata of each event's frame; shared between the events of a frame."""
     metadata: list[EventMetadata]
-    gaps: list[tuple[int, int]]
-    """``(position after it, events)`` of each stretch that the spool could not give back."""
+    passed: list[Passed]
+    """What lies between the events, in order."""
     outcomes: bytearray = field(init=False)
-    _taken: Progress = field(init=False)
+    _position: int = field(init=False)
+    _n_settled: int = 0
+    """Events of the window that the last `advance` has passed."""
+    _n_passed: int = 0
+    """Items of `passed` that it has passed."""
 
     def __post_init__(self) -> None:
         self.outcomes = bytearray(len(self.lines))
-        self._taken = Progress(self.start, 0, 0, 0, 0)
+        self._position = self.start
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -65,23 +88,20 @@ class Window:
         else:
             # What lies between two events is passed together with the event before it.
             position = self.seqs[done]
-        if position <= self._taken.position:
+        if position <= self._position:
             return None
-        lost = sum(n for at, n in self.gaps if at <= position)
-        total = Progress(
-            position,
-            self.outcomes.count(DELIVERED, 0, done),
-            self.outcomes.count(DEAD, 0, done),
-            position - self.start - done - lost,
-            lost,
-        )
-        last, self._taken = self._taken, total
+        behind = self._n_passed
+        while self._n_passed < len(self.passed) and self.passed[self._n_passed].end <= position:
+            self._n_passed += 1
+        passed = self.passed[behind : self._n_passed]
+        before, self._n_settled, self._position = self._n_settled, done, position
         return Progress(
             position,
-            total.delivered - last.delivered,
-            total.dead_lettered - last.dead_lettered,
-            total.skipped - last.skipped,
-            total.lost - last.lost,
+            self.outcomes.count(DELIVERED, before, done),
+            self.outcomes.count(DEAD, before, done),
+            sum(item.skipped for item in passed),
+            sum(item.foreign for item in passed),
+            sum(item.lost for item in passed),
         )
 
     def first_pending(self, start: int = 0) -> int | None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -18,7 +18,7 @@ from edge.delivery.batcher import Batcher
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
 from edge.delivery.observer import DeliveryObserver
-from edge.delivery.progress import CursorKeeper, Saveable
+from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
 from edge.delivery.waiting import Waiter
 from edge.delivery.window import Window
 from edge.spool.cursor import Cursor
@@ -52,6 +52,8 @@ class SinkSnapshot:
     last_error: str
     retry_in_secs: float
     dead_letters: int
+    dead_letters_evicted: int
+    """Dead letters that were lost to the cap since the sink was started."""
 
 
 class SinkWorker:
@@ -108,7 +110,7 @@ class SinkWorker:
         this sink's even if the process dies the next moment.
         """
         cursor, durable = self._first_cursor()
-        self._keeper = CursorKeeper(self.id, self._file, cursor, self._executor, durable=durable)
+        self._keeper = CursorKeeper(self._log, self.id, self._file, cursor, self._executor, durable=durable)
         if not durable:
             self._keeper.touch()
         self._batcher = self._new_batcher()
@@ -129,14 +131,15 @@ class SinkWorker:
         if self.dead_letters is not None:
             self._tasks.append(loop.create_task(self._count_letters(self.dead_letters)))
 
-    async def stop(self, timeout_secs: float) -> None:
+    async def stop(self, timeout_secs: float, *, deliver_pending: bool = True) -> None:
         """Deliver what is pending within `timeout_secs`, then save the cursor and close the sink.
 
-        A sink that fails, or waits after a failure, stops at once: drain never waits for a dead target. Takes at most
-        about a second longer than that, whatever the sink does. What is not delivered stays in the spool.
+        Without `deliver_pending` only the attempt in hand may finish, and no other one starts. A sink that fails, or
+        waits after a failure, stops at once: drain never waits for a dead target. Takes at most about a second longer
+        than that, whatever the sink does. What is not delivered stays in the spool.
         """
         if self._stopped is None:
-            self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs))
+            self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs, deliver_pending))
         await asyncio.shield(self._stopped)
 
     def snapshot(self) -> SinkSnapshot:
@@ -154,31 +157,49 @@ class SinkWorker:
             last_error=self._delivery.last_error,
             retry_in_secs=self._delivery.retry_in_secs,
             dead_letters=self.dead_letters.count() if self.dead_letters is not None else 0,
+            dead_letters_evicted=self.dead_letters.evicted if self.dead_letters is not None else 0,
         )
 
     def _first_cursor(self) -> tuple[Cursor, bool]:
         """Return the cursor to begin with and whether it is durable."""
-        start = end = self._log.durable_seq
+        first, end = self._log.first_seq, self._log.durable_seq
         cursor = self._file.load()
-        if cursor is not None and cursor.position <= end:
+        if cursor is not None and first <= cursor.position <= end:
             return cursor, True
-        if cursor is not None:
+        if cursor is None:
+            cursor = _beginning(end)
+            if self._file.is_damaged:
+                # Nobody knows how far the sink was: what it has had is delivered again, what it has not is not lost.
+                cursor = _beginning(first)
+                log.warning("a sink's cursor is damaged: it gets all that is in the spool", sink=self.id)
+        elif cursor.position > end:
             log.warning(
                 "a sink's cursor is beyond the spool and was set back to its end",
                 sink=self.id,
                 events=cursor.position - end,
             )
-        elif self._file.is_damaged:
-            # Nobody knows how far the sink was: what it has had is delivered again, what it has not had is not lost.
-            start = self._log.first_seq
-            log.warning("a sink's cursor is damaged: it gets all that is in the spool", sink=self.id)
-        cursor = Cursor(position=start, base=start, delivered=0, dead_lettered=0, skipped=0, lost=0)
+            cursor = _beginning(end)
+        else:
+            missing = first - cursor.position
+            log.warning(
+                "events before the first one in the spool will not reach a sink: they were released while it was not"
+                " configured, or their segments are lost",
+                sink=self.id,
+                events=missing,
+            )
+            cursor = replace(cursor, position=first, lost=cursor.lost + missing)
+        return cursor, self._save_first(cursor)
+
+    def _save_first(self, cursor: Cursor) -> bool:
+        """Make a cursor durable that did not come out of its file; return whether that worked."""
+        if is_being_saved(self._log, self.id):
+            return False
         try:
             self._file.save(cursor)
-        except (OSError, EdgeError) as error:
+        except Exception as error:  # noqa: BLE001 - the keeper goes on trying
             log.error("the cursor of a sink cannot be saved", sink=self.id, error=str(error))
-            return cursor, False
-        return cursor, True
+            return False
+        return True
 
     def _new_batcher(self) -> Batcher:
         return Batcher(self.id, self._log, self._keeper.cursor.position, self._config.batch, self._sink.when)
@@ -287,14 +308,17 @@ class SinkWorker:
             return 0.0
         return max(0.0, self._clock.time() - metadata.received_at.timestamp())
 
-    async def _stop(self, timeout_secs: float) -> None:
+    async def _stop(self, timeout_secs: float, deliver_pending: bool) -> None:
         if not self._tasks:
             self._executor.shutdown(wait=False)
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_secs
         run = self._tasks[0]
-        self._waiter.finish()
+        if deliver_pending:
+            self._waiter.finish()
+        else:
+            self._waiter.stop()
         await asyncio.wait({run}, timeout=max(0.0, timeout_secs))
         self._waiter.stop()
         if not run.done():
@@ -323,3 +347,8 @@ class SinkWorker:
             reporter.close_failed("it does not end")
         elif (answer := closing.result()).error is not None:
             reporter.close_failed(answer.text)
+
+
+def _beginning(position: int) -> Cursor:
+    """Return the cursor of a sink that has had nothing."""
+    return Cursor(position=position, base=position, delivered=0, dead_lettered=0, skipped=0, lost=0)

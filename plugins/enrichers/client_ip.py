@@ -10,7 +10,7 @@ from voluptuous import Optional
 
 from edge.api import REMOVE, ComponentRegistry, Context, Enricher, Event, hookimpl
 
-from ..checks import field_name
+from ..support.checks import field_name
 
 IPV4_KEPT = 0xFFFF_FF00
 """Anonymized: the last 8 bits are zero."""

@@ -10,7 +10,7 @@ from voluptuous import Optional
 
 from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
 
-from ..checks import field_name
+from ..support.checks import field_name
 
 
 class ReceivedAt(Enricher):

@@ -9,7 +9,7 @@ from voluptuous import All, Invalid, Length, Optional, Required
 
 from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
 
-from ..checks import field_name, header_name, takes
+from ..support.checks import field_name, header_name, takes
 
 REFUSED = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 """Headers that carry credentials; they never become part of an event."""

@@ -10,7 +10,7 @@ from voluptuous import All, Length, Required
 
 from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
 
-from ..checks import field_name, json_value
+from ..support.checks import field_name, json_value
 
 
 class StaticFields(Enricher):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from edge.api import ComponentRegistry, Context, Event, Filter, hookimpl
 
 
@@ -25,8 +23,7 @@ class Drop(Filter):
 
     type = "drop"
     reasons = ("matched",)
-    when_required: ClassVar[bool] = True
-    """Read by the gateway when the configuration is loaded: `when:` must be there."""
+    when_required = True
 
     @hookimpl
     def edge_filter(self, event: Event, context: Context) -> str | None:

@@ -11,7 +11,7 @@ from voluptuous import Invalid, Optional, Required
 
 from edge.api import ComponentRegistry, Context, Event, Filter, hookimpl
 
-from ..checks import field_path, takes
+from ..support.checks import field_path, takes
 
 HASH_BYTES = 8
 

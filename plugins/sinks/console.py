@@ -8,7 +8,7 @@ import sys
 
 from edge.api import Batch, ComponentRegistry, RetryableError, Sink, hookimpl
 
-from ..threads import JobThread
+from ..support.threads import JobThread
 
 
 class Console(Sink):

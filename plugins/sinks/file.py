@@ -13,11 +13,11 @@ from voluptuous import All, In, Invalid, Length, Optional, Required
 
 from edge.api import Batch, ComponentRegistry, RetryableError, Sink, hookimpl
 
-from ..checks import takes
-from ..codecs import CODECS
-from ..confined import OutsideRootError
-from ..partitions import PartitionedFiles, Parts
-from ..threads import JobThread
+from ..support.checks import takes
+from ..support.codecs import CODECS
+from ..support.confined import OutsideRootError
+from ..support.partitions import PartitionedFiles, Parts
+from ..support.threads import JobThread
 
 MIN_LOOK_SECS, MAX_LOOK_SECS = 0.05, 30.0
 """How often at most and at least the ages of open files are looked at."""

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +19,9 @@ from voluptuous import In, Invalid, Optional, Required
 
 from edge.api import Batch, ComponentRegistry, PermanentError, RetryableError, Sink, hookimpl
 
-from ..checks import HEADER_NAME, takes
-from ..exchange import Address, Answer, ExchangeError, exchange
+from ..support.checks import HEADER_NAME, takes
+from ..support.exchange import Address, Answer, ExchangeError, exchange
+from ..support.threads import Calls
 
 MAX_RETRY_AFTER_SECS: Final = 3600.0
 GZIP_LEVEL: Final = 6
@@ -154,13 +156,14 @@ class Http(Sink):
         self._headers = {name: value for name, value in headers.items() if name.lower() not in own}
         self._headers.update((name, str(value)) for name, value in options["headers"].items())
         self._address: Address | None = None
+        self._calls = Calls(f"http sink {id}")
 
     @hookimpl
     async def edge_open(self) -> None:
         tls = None
         if self._url.scheme == "https":
             try:
-                tls = await asyncio.to_thread(ssl.create_default_context, cafile=self.options["ca_file"])
+                tls = await self._calls.run(partial(ssl.create_default_context, cafile=self.options["ca_file"]))
             except OSError as error:  # ssl.SSLError is one
                 reason = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "not a PEM file"
                 raise RetryableError(f"ca_file {self.options['ca_file']} cannot be read: {reason}") from error
@@ -169,6 +172,7 @@ class Http(Sink):
             port=self._url.port or (443 if tls is not None else 80),
             tls=tls,
             public_only=self.options["public_only"],
+            lookups=self._calls,
         )
 
     @hookimpl

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,7 @@ def cut_all(batcher: Batcher) -> list[Window]:
 
 def check(windows: list[Window], start: int, end: int) -> dict[str, int]:
     """Check that windows join without a hole and return the sum of what they pass."""
-    totals = {"events": 0, "skipped": 0, "lost": 0}
+    totals = {"events": 0, "skipped": 0, "foreign": 0, "lost": 0}
     for window in windows:
         assert window.start == start
         start = window.end
@@ -54,9 +56,11 @@ def check(windows: list[Window], start: int, end: int) -> dict[str, int]:
         assert progress is not None
         totals["events"] += progress.delivered
         totals["skipped"] += progress.skipped
+        totals["foreign"] += progress.foreign
         totals["lost"] += progress.lost
     assert start == end
-    return totals
+    assert sum(totals.values()) == end - windows[0].start
+    return {name: total for name, total in totals.items() if total}
 
 
 async def test_batcher_cuts_by_count_across_frames(spool: Any, batcher: Any) -> None:
@@ -105,14 +109,14 @@ async def test_batcher_skips_what_when_does_not_match(spool: Any, batcher: Any) 
     start = await spool.put(30)
     windows = cut_all(batcher(start, when=lambda event: event["n"] % 3 == 0, max_events=4))
     assert [n for window in windows for n in numbers(window)] == list(range(0, 30, 3))
-    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "skipped": 20, "lost": 0}
+    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "skipped": 20}
 
 
 async def test_batcher_returns_a_window_without_events_when_all_are_skipped(spool: Any, batcher: Any) -> None:
     start = await spool.put(500)
     made = batcher(start, when=lambda _: False)
     windows = cut_all(made)
-    assert check(windows, start, spool.log.durable_seq) == {"events": 0, "skipped": 500, "lost": 0}
+    assert check(windows, start, spool.log.durable_seq) == {"skipped": 500}
     assert made.empty
     assert made.wanted_events() == 100
 
@@ -132,7 +136,7 @@ async def test_batcher_takes_replayed_events_of_its_own_sink_only(spool: Any, ba
     await spool.put(1)
     windows = cut_all(batcher(start))
     assert [n for window in windows for n in numbers(window)] == [0, 1, 2, 5]
-    assert check(windows, start, spool.log.durable_seq) == {"events": 4, "skipped": 2, "lost": 0}
+    assert check(windows, start, spool.log.durable_seq) == {"events": 4, "foreign": 2}
 
 
 async def test_batcher_passes_frames_that_hold_no_events(spool: Any, batcher: Any) -> None:
@@ -145,7 +149,7 @@ async def test_batcher_passes_frames_that_hold_no_events(spool: Any, batcher: An
     made = batcher(start)
     windows = cut_all(made)
     assert [n for window in windows for n in numbers(window)] == [0, 1]
-    assert check(windows, start, spool.log.durable_seq) == {"events": 2, "skipped": 1, "lost": 6}
+    assert check(windows, start, spool.log.durable_seq) == {"events": 2, "foreign": 1, "lost": 6}
     assert made.unreadable_events == 6
 
 
@@ -188,4 +192,43 @@ async def test_batcher_counts_a_hole_in_the_spool_as_lost(spool: Any, batcher: A
     await spool.put(5)
     windows = cut_all(batcher(start))
     assert [n for window in windows for n in numbers(window)] == list(range(10))
-    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "skipped": 0, "lost": hole}
+    assert check(windows, start, spool.log.durable_seq) == {"events": 10, "lost": hole}
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_batcher_counts_every_event_once_however_frames_are_cut(
+    spool: Any, batcher: Any, expect_log: list[str], seed: int
+) -> None:
+    expect_log += ["of the spool are lost", "the spool was opened"]
+    rng = random.Random(seed)
+    start, expected = spool.log.durable_seq, Counter[str]()
+    for _ in range(rng.randrange(5, 25)):
+        n = rng.randrange(1, 12)
+        kind = rng.choice(["ours", "ours", "ours", "replay", "foreign", "mark", "unreadable", "hole"])
+        match kind:
+            case "ours" | "replay":
+                expected["skipped"] += sum((spool.n + i) % 3 != 0 for i in range(n))
+                expected["events"] += sum((spool.n + i) % 3 == 0 for i in range(n))
+                await spool.put(n, **({"kind": REPLAY, "sink": "crm"} if kind == "replay" else {}))
+            case "foreign":
+                expected["foreign"] += n
+                await spool.put(n, kind=REPLAY, sink="archive")
+            case "mark":
+                expected["foreign"] += n
+                await spool.log.append(b'{"action":"x"}', n, MARK)
+            case "unreadable":
+                expected["lost"] += n
+                await spool.log.append(b"\xff\xfe not ours", n)
+            case "hole":
+                expected["lost"] += n
+                await spool.log.close()
+                spool.log = spool._open(spool.log.durable_seq + n)
+    made = batcher(start, when=lambda event: event["n"] % 3 == 0, max_events=rng.choice([1, 2, 7, 100]))
+    windows = []
+    while spool.log.durable_seq > made.read_position or made.behind:
+        made.fill(0.0, lambda: rng.random() < 0.5)
+        windows.append(made.cut())
+    # A hole at the end shows only once a frame follows it.
+    assert Counter(check(windows, start, windows[-1].end)) == expected - Counter(
+        lost=spool.log.durable_seq - windows[-1].end
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter
+from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter, UnkeptError
 from edge.delivery.selection import Selection
-from edge.spool.errors import SpoolClosedError
+from edge.spool.errors import SpoolClosedError, SpoolFailedError, SpoolUnknownError
+from edge.spool.files import Files
 from edge.spool.log import Log
 
 DIED = datetime(2025, 10, 9, 8, 0, tzinfo=UTC)
@@ -155,6 +157,94 @@ async def test_store_drops_the_oldest_letters_when_it_is_full(stores: Any, expec
     assert store.evicted == 300 - len(kept)
     assert store.count() == len(kept)
     assert sum(path.stat().st_size for path in store.path.glob("seg-*.log")) <= 300_000
+
+
+async def test_store_names_the_letters_that_were_not_kept(stores: Any, monkeypatch: Any) -> None:
+    store = stores()
+    await store.add([letter(0)])
+    real, calls = store._log.append, 0
+
+    def append(payload: bytes, n_events: int, kind: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls not in (2, 4):
+            return real(payload, n_events, kind)
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(SpoolFailedError("the events could not be written"))
+        return future
+
+    monkeypatch.setattr(store._log, "append", append)
+    letters = [letter(n) for n in range(1, 6)]
+    with pytest.raises(UnkeptError, match="could not be written") as raised:
+        await store.add(letters)
+    assert raised.value.letters == [letters[1], letters[3]]
+    await store.add(raised.value.letters)
+    assert sorted(ids(store)) == [f"evt_{n}" for n in range(6)]
+    assert store.count() == 6
+
+
+@pytest.fixture
+def sleeping_disk(monkeypatch: Any) -> Iterator[Any]:
+    """Return two functions: the first sends the disk to sleep, the second wakes it."""
+    awake, real = threading.Event(), Files.fdatasync
+    awake.set()
+
+    def fdatasync(self: Files, fd: int) -> None:
+        awake.wait(20)
+        real(self, fd)
+
+    monkeypatch.setattr(Files, "fdatasync", fdatasync)
+    yield awake.clear, awake.set
+    awake.set()
+
+
+async def add_unknown(store: DeadLetterStore, letters: list[Letter], eventually: Any) -> UnkeptError:
+    """Add letters while the disk sleeps; return what the store says once it has lost patience."""
+    adding = asyncio.ensure_future(store.add(letters))
+
+    def impatient() -> bool:
+        store._log._queue.expire(0.01)
+        return adding.done()
+
+    await eventually(impatient)
+    error = adding.exception()
+    assert isinstance(error, UnkeptError)
+    assert isinstance(error.cause, SpoolUnknownError)
+    return error
+
+
+async def test_store_keeps_a_letter_once_that_was_stored_late(stores: Any, sleeping_disk: Any, eventually: Any) -> None:
+    sleep, wake = sleeping_disk
+    store = stores()
+    await store.add([letter(0)])
+    sleep()
+    twins = [letter(1), letter(1), letter(2)]
+    error = await add_unknown(store, twins, eventually)
+    assert error.letters == twins
+    wake()
+    await store.add([*error.letters, letter(3)])
+    assert ids(store) == ["evt_0", "evt_1", "evt_1", "evt_2", "evt_3"]
+    assert store.count() == 5
+    await store.close()
+    again = stores()
+    await again.start()
+    assert again.count() == 5
+
+
+async def test_store_shows_a_letter_that_was_stored_late_and_takes_it_away(
+    stores: Any, sleeping_disk: Any, eventually: Any
+) -> None:
+    sleep, wake = sleeping_disk
+    store = stores()
+    await store.add([letter(0)])
+    sleep()
+    await add_unknown(store, [letter(1)], eventually)
+    wake()
+    # Whatever is done next, the letter is there without a restart.
+    assert await store.mark([store._live.lowest], "dropped") == 1
+    assert ids(store) == ["evt_1"]
+    assert await store.mark([entry.id for entry in store.entries()], "replayed") == 1
+    assert (ids(store), store.count()) == ([], 0)
 
 
 async def test_store_ignores_frames_that_are_no_letters(stores: Any, io_loop: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from edge.delivery.seqset import SeqSet
 
-steps = st.lists(st.tuples(st.sampled_from(["add", "discard", "below"]), st.integers(0, 60)), max_size=120)
+steps = st.lists(st.tuples(st.sampled_from(["add", "discard", "below", "from"]), st.integers(0, 60)), max_size=120)
 
 
 @given(steps)
@@ -20,6 +20,9 @@ def test_seqset_behaves_like_a_set(actions: list[tuple[str, int]]) -> None:
         elif action == "discard":
             assert ranges.discard(number) is (number in plain)
             plain.discard(number)
+        elif action == "from":
+            ranges.discard_from(number)
+            plain = {seq for seq in plain if seq < number}
         else:
             assert ranges.discard_below(number) == len([seq for seq in plain if seq < number])
             plain = {seq for seq in plain if seq >= number}

@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.api import EventMetadata
-from edge.delivery.window import DEAD, DELIVERED, Window
+from edge.delivery.window import DEAD, DELIVERED, Passed, Window
 from edge.event import event_metadata
 
 METADATA: EventMetadata = event_metadata({})
 
 
-def window(start: int, end: int, seqs: list[int], gaps: list[tuple[int, int]] | None = None) -> Window:
+def window(start: int, end: int, seqs: list[int], passed: list[Passed] | None = None) -> Window:
     n = len(seqs)
-    return Window(start, end, seqs, [b"{}"] * n, [{}] * n, [METADATA] * n, gaps or [])
+    return Window(start, end, seqs, [b"{}"] * n, [{}] * n, [METADATA] * n, passed or [])
 
 
 @given(st.sets(st.integers(0, 40), min_size=1), st.sets(st.integers(0, 40), min_size=1))
@@ -50,35 +50,53 @@ def test_window_stops_at_the_first_pending_event() -> None:
 
 
 def test_window_without_events_passes_what_was_skipped_and_lost() -> None:
-    progress = window(10, 30, [], [(15, 5)]).advance()
+    progress = window(10, 30, [], [Passed(15, lost=5), Passed(30, skipped=12, foreign=3)]).advance()
     assert progress is not None
-    assert (progress.position, progress.skipped, progress.lost) == (30, 15, 5)
+    assert (progress.position, progress.skipped, progress.foreign, progress.lost) == (30, 12, 3, 5)
+
+
+def test_window_shows_what_was_counted_wrongly() -> None:
+    progress = window(10, 30, [], [Passed(30, skipped=19)]).advance()
+    assert progress is not None
+    assert (progress.position, progress.skipped) == (30, 19)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
 def test_window_balances_whatever_order_events_settle_in(seed: int, n: int) -> None:
     rng = random.Random(seed)
-    position, seqs, gaps = 100, [], []
+    position, seqs, passed = 100, [], []
+
+    def pass_some() -> None:
+        nonlocal position
+        for name in ("lost", "skipped", "foreign"):
+            if n_events := rng.choice([0, 0, 0, 5]):
+                position += n_events
+                passed.append(Passed(position, **{name: n_events}))
+
     for _ in range(n):
-        if lost := rng.choice([0, 0, 0, 5]):
-            position += lost
-            gaps.append((position, lost))
-        position += rng.choice([0, 0, 1, 3])
+        pass_some()
         seqs.append(position)
         position += 1
-    end = position + rng.choice([0, 4])
-    part = window(100, end, seqs, gaps)
+    pass_some()
+    end = position
+    part = window(100, end, seqs, passed)
     order = list(range(n))
     rng.shuffle(order)
-    totals = [0, 0, 0, 0]
+    totals = [0, 0, 0, 0, 0]
     for index in order:
         part.settle([index], rng.choice([DELIVERED, DEAD]))
         progress = part.advance()
         if progress is not None:
-            counts = (progress.delivered, progress.dead_lettered, progress.skipped, progress.lost)
+            counts = (
+                progress.delivered,
+                progress.dead_lettered,
+                progress.skipped,
+                progress.foreign,
+                progress.lost,
+            )
             assert min(counts) >= 0
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
             assert progress.position == 100 + sum(totals)
     assert 100 + sum(totals) == end
     assert totals[0] + totals[1] == n
-    assert totals[3] == sum(lost for _, lost in gaps)
+    assert totals[4] == sum(item.lost for item in passed)

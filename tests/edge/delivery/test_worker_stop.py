@@ -40,6 +40,49 @@ async def test_stop_lets_the_running_attempt_finish_and_delivers_what_is_pending
     assert worker.snapshot().pending_events == 0
 
 
+async def test_stop_without_pending_lets_only_the_running_attempt_finish(
+    spool: Any, station: Any, eventually: Any
+) -> None:
+    st = station(max_events=5)
+    gate = Gate()
+    st.sink.script = [gate]
+    worker = st.start()
+    await spool.put(10)
+    await gate.reached.wait()
+    stopping = asyncio.create_task(worker.stop(10, deliver_pending=False))
+    await asyncio.sleep(0)
+    gate.open.set()
+    await stopping
+    assert len(st.sink.attempts) == 1
+    assert st.sink.numbers() == [0, 1, 2, 3, 4]
+    assert worker.snapshot().pending_events == 5
+    assert worker.durable_position == worker.snapshot().cursor.position
+    assert st.sink.closes == 1
+    st.start()
+    await eventually(lambda: st.settled)
+    assert st.sink.numbers() == list(range(10))
+
+
+async def test_stop_without_pending_does_not_retry_what_fails(spool: Any, station: Any) -> None:
+    st = station(max_events=5)
+    gate = Gate()
+
+    async def fail(batch: Any) -> None:
+        await gate(batch)
+        raise RetryableError("busy")
+
+    st.sink.script = [fail]
+    worker = st.start()
+    await spool.put(5)
+    await gate.reached.wait()
+    stopping = asyncio.create_task(worker.stop(10, deliver_pending=False))
+    await asyncio.sleep(0)
+    gate.open.set()
+    await stopping
+    assert len(st.sink.attempts) == 1
+    assert worker.snapshot().pending_events == 5
+
+
 @pytest.mark.parametrize("ignores_cancellation", [False, True])
 async def test_stop_does_not_wait_for_a_hung_sink_beyond_the_timeout(
     spool: Any, station: Any, expect_log: list[str], ignores_cancellation: bool

@@ -1,18 +1,23 @@
 """The file sink after a SIGKILL, on a full disk, and with a disk that fails."""
 
+import asyncio
 import errno
 import gzip
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from datetime import timedelta
 
 import pytest
 from edge_plugins.sinks.file import File
+from edge_plugins.support.partitions import MAX_OPEN_FILES
 
-from edge.api import RetryableError
-from edge.testing import ManualClock, build, deliver, make_batch, make_event
+from edge.api import Batch, EventMetadata, RetryableError
+from edge.testing import RECEIVED_AT, ManualClock, build, deliver, make_batch, make_event
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -320,3 +325,47 @@ async def test_file_on_a_device_that_is_always_full_is_retryable(tmp_path, monke
     finally:
         os.close(full)
     assert names(tmp_path) == []
+
+
+async def test_file_appends_a_batch_once_although_the_sink_was_opened_again_while_the_disk_hung(tmp_path, monkeypatch):
+    sink, release, real = sink_at(tmp_path), threading.Event(), os.write
+    await sink.edge_open()
+
+    def slow(descriptor, data):
+        release.wait(10)
+        return real(descriptor, data)
+
+    async def times_out(attempt):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await attempt
+
+    monkeypatch.setattr(os, "write", slow)
+    await times_out(sink.edge_deliver(batch(1)))
+    await times_out(sink.edge_open())
+    await times_out(sink.edge_deliver(batch(1)))
+    release.set()
+    await sink.edge_open()
+    await sink.edge_deliver(batch(1))
+    await sink.edge_close()
+    assert numbers(tmp_path) == [[1]]
+
+
+async def test_file_keeps_whole_batches_when_a_write_to_many_partitions_fails(tmp_path, monkeypatch):
+    """Partitions beyond those that may be open at once are written later; the first ones keep their lines."""
+    hours = [RECEIVED_AT + timedelta(hours=hour) for hour in range(MAX_OPEN_FILES + 4)]
+    lines = [json.dumps({"extras": {"n": n}}).encode() for n in range(len(hours))]
+    many = Batch("b", lines, [EventMetadata("web", hour, "req_1") for hour in hours])
+    sink = sink_at(tmp_path)
+    await sink.edge_open()
+    with monkeypatch.context() as patch:
+        written = itertools.count(1)
+        fail(patch, "write", errno.ENOSPC, when=lambda: next(written) > MAX_OPEN_FILES + 2, partly=5)
+        with pytest.raises(RetryableError):
+            await sink.edge_deliver(many)
+    assert sorted(n for one_file in numbers(tmp_path) for n in one_file) == list(range(MAX_OPEN_FILES))
+    await sink.edge_deliver(many)
+    await sink.edge_close()
+    assert sorted(n for one_file in numbers(tmp_path) for n in one_file) == sorted(
+        [*range(MAX_OPEN_FILES), *range(len(hours))]
+    )

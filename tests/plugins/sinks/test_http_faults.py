@@ -5,12 +5,14 @@ import gzip
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from edge_plugins.exchange import is_public
 from edge_plugins.sinks.http import Http
+from edge_plugins.support.exchange import is_public
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.netutil import bind_sockets
@@ -197,7 +199,7 @@ async def test_http_host_without_address_is_retryable():
 
 
 async def test_http_connecting_has_a_timeout(monkeypatch):
-    monkeypatch.setattr("edge_plugins.exchange.CONNECT_TIMEOUT_SECS", 0.1)
+    monkeypatch.setattr("edge_plugins.support.exchange.CONNECT_TIMEOUT_SECS", 0.1)
     with full_backlog() as port, pytest.raises(RetryableError, match=r"no connection within 0\.1 s"):
         await post(f"http://127.0.0.1:{port}")
 
@@ -359,3 +361,35 @@ def tls_target(io_loop):
     yield target
     server.stop()
     io_loop.run_sync(server.close_all_connections)
+
+
+DEAD_RESOLVER = """
+import asyncio, socket, time
+from edge.api import RetryableError
+from edge.testing import build, make_batch, make_event
+from edge_plugins.sinks.http import Http
+
+def hang(*args, **kwargs):
+    time.sleep(60)
+
+async def main():
+    socket.getaddrinfo = hang
+    sink = build(Http, url="http://crm.example.org/hook")
+    await sink.edge_open()
+    for _ in range(12):
+        try:
+            async with asyncio.timeout(0.05):
+                await sink.edge_deliver(make_batch([make_event()]))
+        except TimeoutError:
+            print("timed out")
+        except RetryableError as error:
+            print(error)
+    await sink.edge_close()
+
+asyncio.run(main())
+"""
+
+
+def test_http_lookup_that_hangs_does_not_keep_the_process_from_ending():
+    done = subprocess.run([sys.executable, "-c", DEAD_RESOLVER], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.splitlines() == ["timed out"] * 8 + ["http://crm.example.org/hook: earlier calls hang"] * 4

@@ -13,11 +13,14 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from .threads import Calls
 
 CONNECT_TIMEOUT_SECS: Final = 3.0
 """For resolving, connecting and the TLS handshake together."""
@@ -42,6 +45,8 @@ class Address:
     tls: ssl.SSLContext | None
     public_only: bool
     """Refuse to connect to private, loopback, link-local and similar addresses."""
+    lookups: Calls
+    """Where the host's name is looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,14 @@ async def _connect(address: Address) -> IOStream:
     error = ExchangeError("the host has no address")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECS):
-            found = await asyncio.get_running_loop().getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            found = await address.lookups.run(
+                partial(
+                    socket.getaddrinfo,
+                    address.host,
+                    address.port,
+                    type=socket.SOCK_STREAM,
+                    proto=socket.IPPROTO_TCP,
+                )
             )
             # What is checked is what is connected to: a name that resolves differently a moment later changes nothing.
             candidates = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))

@@ -5,7 +5,7 @@ import os
 import sys
 
 import pytest
-from edge_plugins.codecs import BLOCK_BYTES, CODECS
+from edge_plugins.support.codecs import BLOCK_BYTES, CODECS
 
 if sys.version_info >= (3, 14):
     from compression import zstd

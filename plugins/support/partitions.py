@@ -63,7 +63,7 @@ class SyncError(OSError):
 class PartitionedFiles:
     """The files of one sink. `name` begins every file name, so that two sinks may share a root.
 
-    Every `OSError` and `OutsideRootError` leaves the files as they were before the call.
+    Every `OSError` and `OutsideRootError` leaves whole batches in the files; see `append` for which.
     """
 
     def __init__(
@@ -97,7 +97,9 @@ class PartitionedFiles:
     def append(self, lines: Mapping[Parts, Sequence[bytes]]) -> None:
         """Append the lines to the files of their partitions. They are durable when this returns (unless told not to).
 
-        When a write fails, the files end where they ended before.
+        When a write fails, the files of the partitions in hand end where they ended before. Of a batch with more than
+        `MAX_OPEN_FILES` partitions (events of as many hours: a replay) those that were complete before keep their
+        lines; they may be closed by then. Their lines come again with the retry.
         """
         groups = list(lines.items())
         # Never more partitions at once than may be open: what one slice has written is complete before the next.

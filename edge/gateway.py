@@ -264,6 +264,7 @@ class Gateway:
                 "edge_sink_oldest_pending_age_seconds": of_sinks("oldest_pending_age_secs"),
                 "edge_sink_circuit_state": of_sinks("circuit"),
                 "edge_dead_letters": of_sinks("dead_letters"),
+                "edge_dead_letters_evicted": of_sinks("dead_letters_evicted"),
                 "edge_events_unaccounted": lambda: [((), float(self.unaccounted))],
             }
         )

@@ -90,6 +90,12 @@ TABLE = (
     Row("edge_sink_circuit_state", "scraped", "0 closed (delivering), 1 half-open (probing), 2 open.", ("sink",)),
     Row("edge_dead_letters", "scraped", "Dead letters kept for a sink, neither replayed nor dropped.", ("sink",)),
     Row(
+        "edge_dead_letters_evicted",
+        "scraped",
+        "Dead letters that were dropped because their store was full, since the sink was started.",
+        ("sink",),
+    ),
+    Row(
         "edge_events_unaccounted",
         "scraped",
         "Events whose outcome is missing, at the door or at any sink. Must be 0: anything else is a bug.",

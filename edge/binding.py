@@ -28,11 +28,16 @@ CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"
 
 
 class BindingError(EdgeError):
-    """A configured component that cannot be used; the message begins with its ``file:line`` and id."""
+    """Configured components that cannot be used; `problems` has one line for each, as `edge check` prints it."""
 
-    def __init__(self, config: ComponentConfig, message: str) -> None:
-        super().__init__(f"{config.where}: {config.kind} {config.id}: {message}")
-        self.config = config
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+        """``FILE:LINE: path: what is wrong; what to write``."""
+
+
+class _UnusableError(Exception):
+    """Why one component cannot be used; reads after its kind and id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,54 +89,96 @@ class Bound:
 def bind(config: GatewayConfig, registry: Registry) -> Bound:
     """Build every configured component and return its bound hooks, in the order of YAML.
 
-    `BindingError` names the first component that cannot be built or whose hooks break a rule. Nothing is opened.
+    `BindingError` names every component that cannot be built or whose hooks break a rule. Nothing is opened.
     """
-    binder = _Binder()
-    pipeline = [(item, binder.add(item, registry)) for item in config.pipeline]
-    sinks = [(item, binder.add(item.component, registry)) for item in config.sinks]
-    headers: dict[str, None] = {}
-    steps, lifecycles = [], []
-    for item, component in pipeline:
-        steps.append(binder.step(item, component))
-        lifecycles.append(Lifecycle(item.id, binder.coroutine(item, "edge_open"), binder.coroutine(item, "edge_close")))
-        headers.update(dict.fromkeys(_wanted_headers(item, component)))
+    binder = _Binder(registry)
+    steps = [binder.step(f"pipeline[{index}]", item) for index, item in enumerate(config.pipeline)]
+    sinks = [binder.sink(f"sinks.{item.id}", item) for item in config.sinks]
+    if binder.problems:
+        raise BindingError(binder.problems)
+    bound_steps = [bound for bound in steps if bound is not None]
     return Bound(
-        steps=tuple(steps),
-        sinks=tuple((binder.sink(item.component), item) for item, _ in sinks),
-        lifecycles=tuple(lifecycles),
-        wanted_headers=tuple(headers),
+        steps=tuple(bound.step for bound in bound_steps),
+        sinks=tuple(bound for bound in sinks if bound is not None),
+        lifecycles=tuple(bound.lifecycle for bound in bound_steps),
+        wanted_headers=tuple(dict.fromkeys(header for bound in bound_steps for header in bound.wanted_headers)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundStep:
+    """What one component of the pipeline comes to."""
+
+    step: Step
+    lifecycle: Lifecycle
+    wanted_headers: Sequence[str]
 
 
 class _Binder:
     """One plugin manager with every component instance registered under its id."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry) -> None:
+        self.problems: list[str] = []
+        self._registry = registry
         self._manager = pluggy.PluginManager("edge")
         self._manager.add_hookspecs(hookspecs)
 
-    def add(self, config: ComponentConfig, registry: Registry) -> Component:
+    def step(self, path: str, config: ComponentConfig) -> _BoundStep | None:
+        """Return an enricher or a filter, bound; None, and a problem more, when it cannot be used."""
+        try:
+            component = self._build(config)
+            return _BoundStep(
+                self._step(config, component),
+                Lifecycle(config.id, self._coroutine(config, "edge_open"), self._coroutine(config, "edge_close")),
+                _wanted_headers(component),
+            )
+        except _UnusableError as error:
+            self._add(path, config, error)
+            return None
+
+    def sink(self, path: str, config: SinkConfig) -> tuple[BoundSink, SinkConfig] | None:
+        """Return a sink, bound; None, and a problem more, when it cannot be used."""
+        try:
+            self._build(config.component)
+            return self._sink(config.component), config
+        except _UnusableError as error:
+            self._add(path, config.component, error)
+            return None
+
+    def _add(self, path: str, config: ComponentConfig, error: _UnusableError) -> None:
+        # One line for each problem, whatever a plugin raises.
+        said = " ".join(str(error).split())
+        self.problems.append(f"{config.where}: {path}: {config.kind} {config.id} {said}")
+
+    def _build(self, config: ComponentConfig) -> Component:
         """Construct and register the component of one configuration entry."""
-        component_class = registry.get(config.kind, config.type)
+        component_class = self._registry.get(config.kind, config.type)
         if component_class is None:
-            raise BindingError(config, f"type {config.type} is not installed")
+            raise _UnusableError(f"has the type {config.type}, which is not installed; install its plugin")
         try:
             component = component_class(config.id, config.options)
         except ImportError as error:
-            raise BindingError(config, f"needs a library that is not installed: {error}") from error
+            advice = "" if "install " in str(error) else "; install it beside the gateway"
+            raise _UnusableError(f"needs a library that is not installed: {error}{advice}") from error
         except Exception as error:
-            raise BindingError(config, f"cannot be built: {type(error).__name__}: {error}") from error
+            raise _UnusableError(
+                f"cannot be built: {type(error).__name__}: {error}; check its options, or remove it"
+            ) from error
         try:
             self._manager.register(component, config.id)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise BindingError(config, f"its hooks do not fit: {str(error).splitlines()[-1].strip()}") from error
+            raise _UnusableError(
+                f"has hooks that do not fit: {str(error).splitlines()[-1].strip()}; "
+                "write the arguments as edge.hookspecs has them"
+            ) from error
         return component
 
-    def step(self, config: ComponentConfig, component: Component) -> Step:
+    def _step(self, config: ComponentConfig, component: Component) -> Step:
         """Return the pipeline step of an enricher or a filter."""
-        implementation = self._implementation(config, HOOK_OF_KIND[config.kind])
+        hook = HOOK_OF_KIND[config.kind]
+        implementation = self._implementation(config, hook)
         if implementation is None:
-            raise BindingError(config, f"has no {HOOK_OF_KIND[config.kind]}")
+            raise _UnusableError(f"has no {hook}; write one and mark it @hookimpl")
         reasons: Iterable[str] = component.reasons if isinstance(component, Filter) else ()
         return Step(
             id=config.id,
@@ -143,23 +190,23 @@ class _Binder:
             reasons={reason: f"{config.id}.{reason}" for reason in reasons},
         )
 
-    def sink(self, config: ComponentConfig) -> BoundSink:
+    def _sink(self, config: ComponentConfig) -> BoundSink:
         """Return the bound hooks of a sink."""
         implementation = self._implementation(config, "edge_deliver")
         if implementation is None:
-            raise BindingError(config, "has no edge_deliver")
+            raise _UnusableError("has no edge_deliver; write one and mark it @hookimpl")
         if "batch" not in implementation.argnames:
-            raise BindingError(config, "edge_deliver must take the batch")
+            raise _UnusableError("has an edge_deliver without the batch; write async def edge_deliver(self, batch)")
         return BoundSink(
             id=config.id,
             type=config.type,
             when=config.when,
-            open=self.coroutine(config, "edge_open"),
+            open=self._coroutine(config, "edge_open"),
             deliver=cast("Deliver", implementation.function),
-            close=self.coroutine(config, "edge_close"),
+            close=self._coroutine(config, "edge_close"),
         )
 
-    def coroutine(self, config: ComponentConfig, hook: str) -> OpenOrClose:
+    def _coroutine(self, config: ComponentConfig, hook: str) -> OpenOrClose:
         """Return the component's `edge_open` or `edge_close`, or one that does nothing."""
         implementation = self._implementation(config, hook)
         return _nothing if implementation is None else cast("OpenOrClose", implementation.function)
@@ -171,18 +218,18 @@ class _Binder:
         if not found:
             return None
         if len(found) > 1:
-            raise BindingError(config, f"implements {hook} more than once")
+            raise _UnusableError(f"implements {hook} more than once; write one")
         implementation = found[0]
         for option in FORBIDDEN_OPTIONS:
             if getattr(implementation, option, False):
-                raise BindingError(
-                    config, f"{hook} is marked {option}; order is decided in YAML: write plain @hookimpl"
+                raise _UnusableError(
+                    f"has an {hook} marked {option}, and order is decided in YAML; write plain @hookimpl"
                 )
         is_async = inspect.iscoroutinefunction(implementation.function)
         if hook in ASYNC_HOOKS and not is_async:
-            raise BindingError(config, f"{hook} must be asynchronous: write async def {hook}")
+            raise _UnusableError(f"has a synchronous {hook}; write async def {hook}")
         if hook not in ASYNC_HOOKS and is_async:
-            raise BindingError(config, f"{hook} must be synchronous: write def {hook}")
+            raise _UnusableError(f"has an asynchronous {hook}; write def {hook}")
         return implementation
 
 
@@ -204,10 +251,13 @@ def _with_arguments(function: Callable[..., Any], argnames: Sequence[str]) -> Ca
     return lambda event, context: function(event=event, context=context)
 
 
-def _wanted_headers(config: ComponentConfig, component: Component) -> list[str]:
+def _wanted_headers(component: Component) -> list[str]:
     """Return the header names a component reads, in lower case; credentials are refused."""
-    names = [name.lower() for name in component.wanted_headers()]
+    try:
+        names = [name.lower() for name in component.wanted_headers()]
+    except Exception as error:
+        raise _UnusableError(f"cannot say which headers it wants: {type(error).__name__}: {error}") from error
     refused = sorted(CREDENTIAL_HEADERS.intersection(names))
     if refused:
-        raise BindingError(config, f"wants the header {refused[0]}, which carries credentials")
+        raise _UnusableError(f"wants the header {refused[0]}, which carries credentials; leave it out")
     return names

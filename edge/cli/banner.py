@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
-from edge.config.build import DEMO_KEY_SHA256
 from edge.config.model import GatewayConfig, SinkConfig
+from edge.config.together import PUBLISHED_KEYS
 from edge.example import EXAMPLE_EVENT
 from edge.logs import escape
 
-DEMO_KEY: Final = "your_api_key"
+DEMO_KEY: Final = PUBLISHED_KEYS[0]
 """The key of the default configuration: the one the published curl line carries."""
+DEMO_KEY_SHA256: Final = hashlib.sha256(DEMO_KEY.encode()).hexdigest()
 
 _MORE: Final[Mapping[str, Any]] = {"experiments": ["checkout_b"], "referrer": "https://shop.example.org/"}
 """Values for optional fields that a site may require; what is not here is an object."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge.cli.common import CONFIG, config_option, load_config, load_effective, load_registry
+from edge.cli.common import bind_components, config_option, load_config, load_effective, load_registry
 from edge.logs import escape
 
 
@@ -21,13 +21,7 @@ def check(config_path: Path, *, print_: bool) -> None:
     """
     registry = load_registry()
     config = load_config(config_path, registry)
-    from edge.binding import BindingError, bind
-
-    try:
-        bind(config, registry)
-    except BindingError as error:
-        click.echo(escape(str(error)), err=True)
-        raise SystemExit(CONFIG) from None
+    bind_components(config, registry)
     for warning in config.warnings:
         click.echo(f"warning: {escape(warning)}", err=True)
     if print_:

@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge.cli import output
-from edge.cli.common import CONFIG, NEGATIVE, config_option, fail, load_config, load_registry
+from edge.cli.common import NEGATIVE, bind_components, config_option, fail, load_config, load_registry
 from edge.logs import escape
 
 if TYPE_CHECKING:
     from edge.api import Context, Event
     from edge.binding import Bound
     from edge.config.model import GatewayConfig
-    from edge.pipeline import Explanation, Pipeline, StepTrace
+    from edge.pipeline import Explanation, StepTrace
 
 COLORS = {
     "set": "green",
@@ -32,13 +33,15 @@ COLORS = {
     "invalid": "red",
 }
 
+HEADER_HELP = "A request header; may be repeated. X-Forwarded-For counts as far as server.trusted_proxies says."
+
 
 @click.command("explain")
 @click.argument("event_file", metavar="EVENT.json", type=click.File("rb"))
 @config_option
-@click.option("--remote-ip", default="127.0.0.1", show_default=True, help="The address the event comes from.")
+@click.option("--remote-ip", default="127.0.0.1", show_default=True, help="The address that connects.")
 @click.option("--key-id", help="The id of the key it comes with. Default: the first key of the configuration.")
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A request header; may be repeated.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help=HEADER_HELP)
 def explain(event_file: Any, config_path: Path, remote_ip: str, key_id: str | None, headers: Sequence[str]) -> None:
     """Show what the gateway would make of one event: EVENT.json, or - for stdin.
 
@@ -48,30 +51,24 @@ def explain(event_file: Any, config_path: Path, remote_ip: str, key_id: str | No
     raw = event_file.read()
     registry = load_registry()
     config = load_config(config_path, registry)
-    from edge.binding import BindingError, bind
-
-    try:
-        bound = bind(config, registry)
-    except BindingError as error:
-        fail(str(error), CONFIG)
-    event = _valid_event(raw, config)
+    bound = bind_components(config, registry)
     context = _context(config, bound, remote_ip, key_id, headers)
+    event = _valid_event(raw, config)
     _print(asyncio.run(_run(bound, event, context)), bound)
 
 
 def _valid_event(raw: bytes, config: GatewayConfig) -> Event:
     """Return the event as the pipeline gets it; prints the answer and leaves with 1 when there is none."""
+    from edge.door import too_large
     from edge.http import answers
     from edge.http.decode import decode_event
     from edge.validation import Detail, EventValidator
 
     candidate = decode_event(raw, config.server.limits)
     details: Sequence[Detail]
-    if candidate.mistake is not None:
-        details = [candidate.mistake]
-    elif len(raw) > config.server.limits.event_bytes:
-        message = f"must be at most {config.server.limits.event_bytes} bytes"
-        details = [Detail(field="event", message=message, code="limit.event")]
+    mistake = candidate.mistake or too_large(candidate, config.server.limits.event_bytes)
+    if mistake is not None:
+        details = [mistake]
     else:
         validator = EventValidator(config.schema.unknown_fields, config.schema.required)
         event, details = validator.validate(candidate.value)
@@ -86,31 +83,51 @@ def _valid_event(raw: bytes, config: GatewayConfig) -> Event:
 def _context(
     config: GatewayConfig, bound: Bound, remote_ip: str, key_id: str | None, headers: Sequence[str]
 ) -> Context:
+    """Return the context that a request with these headers from this address would have."""
     from edge.api import Context
+    from edge.http.proxies import TrustedProxies
 
-    given = {}
+    given: dict[str, list[str]] = {}
     for header in headers:
         name, colon, value = header.partition(":")
-        if not colon:
+        if not colon or not name.strip():
             raise click.UsageError(f"--header {header}: write NAME:VALUE")
-        given[name.strip().lower()] = value.strip()
-    if key_id is None:
-        key_id = "anonymous" if config.auth.mode == "none" or not config.auth.keys else config.auth.keys[0].id
+        given.setdefault(name.strip().lower(), []).append(value.strip())
+    proxies = TrustedProxies(config.server.trusted_proxies)
     return Context(
         received_at=datetime.now(UTC),
-        remote_ip=remote_ip,
-        key_id=key_id,
-        # As at the door: components see only the headers that some component asked for.
-        headers={name: value for name, value in given.items() if name in bound.wanted_headers},
+        remote_ip=proxies.client_ip(_address(remote_ip), given.get("x-forwarded-for", [])),
+        key_id=_key_id(config, key_id),
+        # As at the door: components see only the headers that some component asked for, repeated ones as one.
+        headers={name: ",".join(values) for name, values in given.items() if name in bound.wanted_headers},
         request_id="explain",
     )
 
 
+def _address(text: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise click.UsageError(f"--remote-ip {text}: write an IP address, such as 192.0.2.7 or 2001:db8::7") from None
+    return text
+
+
+def _key_id(config: GatewayConfig, wanted: str | None) -> str:
+    """Return the id of the key that the event comes with: the one asked for, or the first there is."""
+    from edge.http.auth import ANONYMOUS
+
+    known = [ANONYMOUS] if config.auth.mode == "none" else [key.id for key in config.auth.keys]
+    if wanted is not None and wanted not in known:
+        raise click.UsageError(f"--key-id {wanted}: no such key; known: {', '.join(known)}")
+    return known[0] if wanted is None else wanted
+
+
 async def _run(bound: Bound, event: Event, context: Context) -> Explanation:
     """Open what the pipeline's components need, run the event through, close again. Sinks are not touched."""
-    from edge.pipeline import Pipeline
+    from edge.pipeline import ErrorCollector, Pipeline
 
-    pipeline: Pipeline = Pipeline(bound.steps, _Uncounted())
+    # Nobody counts here; `explain` has an observer of its own for each step.
+    pipeline = Pipeline(bound.steps, ErrorCollector())
     async with AsyncExitStack() as stack:
         for lifecycle in bound.lifecycles:
             stack.push_async_callback(lifecycle.close)
@@ -119,16 +136,6 @@ async def _run(bound: Bound, event: Event, context: Context) -> Explanation:
             except Exception as error:  # noqa: BLE001 - whatever a plugin raises
                 fail(f"{lifecycle.id} cannot be opened: {type(error).__name__}: {error}")
         return pipeline.explain(event, context)
-
-
-class _Uncounted:
-    """A pipeline observer for a pipeline that nobody measures."""
-
-    def component_timed(self, step: object, duration_secs: float) -> None:
-        """Durations are not shown."""
-
-    def component_failed(self, step: object, error: BaseException) -> None:
-        """The trace of the step has the error."""
 
 
 def _print(explanation: Explanation, bound: Bound) -> None:

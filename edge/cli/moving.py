@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
-from edge.cli.admin import post
+from edge.cli.admin import AdminError, post
 from edge.config.model import GatewayConfig
 from edge.delivery import replay as moves
 from edge.delivery.dead_letters import DeadLetterStore
@@ -89,9 +89,15 @@ def _ask(config: GatewayConfig, action: Action, chosen: Mapping[str, Sequence[in
     counts: Counter[str] = Counter()
     for sink, ids in chosen.items():
         for start in range(0, len(ids), PAGE):
-            answer = post(
-                config.admin, f"/dead-letters/{action}", {"sink": sink, "seqs": list(ids[start : start + PAGE])}
-            )
+            page = {"sink": sink, "seqs": list(ids[start : start + PAGE])}
+            try:
+                answer = post(config.admin, f"/dead-letters/{action}", page)
+            except AdminError as error:
+                if start or counts.total():
+                    raise AdminError(
+                        f"{error}; {counts.total()} dead letters were moved by earlier requests"
+                    ) from error
+                raise
             counts[sink] += int(answer.get("moved", 0))
             advance(counts.total())
     return counts

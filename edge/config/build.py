@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from edge.config import model, schema
-from edge.config.addresses import parse_address
 from edge.config.checking import Failed, checked
 from edge.config.checks import Options
 from edge.config.components import Checked, Components, TypeRegistry
 from edge.config.describe import describe
 from edge.config.mistakes import UNKNOWN, did_you_mean
-from edge.config.problems import MOST_PROBLEMS, ConfigError, Path
+from edge.config.problems import MOST_PROBLEMS, ConfigError
 from edge.config.secret import MASK, Secret, masked
+from edge.config.together import check_conditions, check_together
 from edge.config.words import key_text
 from edge.config.yaml_source import Source
-
-DEMO_KEY_SHA256 = hashlib.sha256(b"your_api_key").hexdigest()
-"""Of the key in the default configuration and in the documentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +31,16 @@ class Built:
 def build(source: Source, registry: TypeRegistry) -> Built:
     """Return the configuration that a file describes; `ConfigError` with every problem in it."""
     sections = _sections(source)
-    _check_together(source, sections)
+    check_together(source, sections)
     pipeline, sinks = _components(source, registry)
     if source.problems:
         raise ConfigError(source.problems)
+    steps = [step.config for step in pipeline]
+    check_conditions(source, sections["schema"]["unknown_fields"], steps, [sink.component for sink, _ in sinks])
     effective = dict(sections)
     effective["pipeline"] = [step.plain for step in pipeline]
     effective["sinks"] = {sink.id: plain for sink, plain in sinks}
-    config = _config(source, sections, tuple(step.config for step in pipeline), tuple(sink for sink, _ in sinks))
+    config = _config(source, sections, tuple(steps), tuple(sink for sink, _ in sinks))
     return Built(config, _without_secrets(effective, source.data))
 
 
@@ -101,28 +99,6 @@ def _mapping(data: Any) -> dict[str, Any]:
     if isinstance(data, dict) or data is None:
         return data or {}
     raise Failed
-
-
-def _check_together(source: Source, sections: dict[str, Any]) -> None:
-    """Check what sections must agree on, as far as each of them is right by itself."""
-    server, admin = sections.get("server"), sections.get("admin")
-    spool, dead_letters = sections.get("spool"), sections.get("dead_letters")
-    if server and admin:
-        taken = [address for address in admin["listen"] if address in server["listen"] and not address.endswith(":0")]
-        if taken:
-            source.add(("admin", "listen"), "is where server listens too", "write another port")
-    if spool and dead_letters and FilePath(spool["path"]) == FilePath(dead_letters["path"]):
-        source.add(("dead_letters", "path"), "is the path of the spool too", "write another directory")
-    keys = sections["auth"]["keys"] if "auth" in sections else []
-    if server and not all(parse_address(address).is_local for address in server["listen"]):
-        for index, key in enumerate(keys):
-            if schema.key_digest(key) == DEMO_KEY_SHA256:
-                path: Path = ("auth", "keys", index, "key" if "key" in key else "key_sha256")
-                source.add(
-                    path,
-                    "is the demo key, which everybody knows, while server.listen is beyond loopback",
-                    "write a key of your own, or listen on 127.0.0.1",
-                )
 
 
 def _config(

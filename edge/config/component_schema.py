@@ -37,9 +37,9 @@ STEP = {
 }
 
 BATCH = {
-    Optional("max_events", default=500, description="Events in one batch."): Whole(1, 100_000),
+    Optional("max_events", default=500, description="Events in one batch."): Whole(1, 100_000, example=500),
     Optional("max_bytes", default=MIB, description="Bytes in one batch; a larger event travels alone."): Whole(
-        1, 1024 * MIB
+        1, 1024 * MIB, example=MIB
     ),
     Optional("max_age_secs", default=0.2, description="A batch waits no longer for more events."): Number(
         0, example=0.2

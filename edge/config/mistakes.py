@@ -10,9 +10,11 @@ from typing import Any
 from voluptuous import Invalid, LengthInvalid, MultipleInvalid, RangeInvalid, RequiredFieldInvalid
 
 from edge.config.problems import Path
-from edge.config.words import key_text, known_options, schema_at, type_words
+from edge.config.words import asked_for, key_text, known_options, schema_at
 
 SUGGEST_FROM_CHARS = 64
+SUGGEST_FROM_LEAST_CHARS = 3
+"""Two letters are near too many words: ``no`` is not a slip for ``info``."""
 
 UNKNOWN = "is not a known option"
 
@@ -44,6 +46,8 @@ class Mistake(Invalid):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean X?`` for the nearest known word, or an empty string."""
+    if len(word) < SUGGEST_FROM_LEAST_CHARS:
+        return ""
     near = difflib.get_close_matches(word[:SUGGEST_FROM_CHARS], list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
 
@@ -77,8 +81,8 @@ def _sentence(error: Invalid, schema: Any, path: Path) -> tuple[str, str]:
         return _required(message, schema, path)
     if message == "extra keys not allowed":
         return _unknown(str(path[-1]) if path else "", known_options(schema_at(schema, path[:-1])))
-    words = _words_at(schema, path)
-    takes = f"write {words}" if words else ""
+    asked = _asked_at(schema, path)
+    takes = f"write {asked}" if asked else ""
     if message in _NOTHING_SAID:
         return "is not a value that is allowed here", takes
     if message.startswith("expected "):
@@ -114,13 +118,15 @@ def _required(message: str, schema: Any, path: Path) -> tuple[str, str]:
     if message != "required key not provided":
         what, _, advice = message.partition("; ")
         return what, advice
-    words = _words_at(schema, path)
-    return "is required", f"write {path[-1]}: " + (f"<{words}>" if words else "<value>")
+    asked = _asked_at(schema, path)
+    for article in ("a ", "the "):
+        asked = asked.removeprefix(article)
+    return "is required", f"write {path[-1]}: " + (f"<{asked}>" if asked else "<value>")
 
 
-def _words_at(schema: Any, path: Path) -> str:
+def _asked_at(schema: Any, path: Path) -> str:
     found = schema_at(schema, path)
-    return "" if found is None else type_words(found)
+    return "" if found is None else asked_for(found)
 
 
 def _unknown(word: str, known: list[str]) -> tuple[str, str]:

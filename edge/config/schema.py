@@ -96,21 +96,25 @@ LISTEN = ListOf(ADDRESS, single=True, least=1, words=f"{ADDRESS.words}; or a lis
 
 LIMITS = {
     Optional("body_bytes", default=MIB, description="Largest body on the wire, before decompression."): Whole(
-        1, 1024 * MIB
+        1, 1024 * MIB, example=MIB
     ),
     Optional("decompressed_bytes", default=4 * MIB, description="Largest body after decompression."): Whole(
-        1, 1024 * MIB
+        1, 1024 * MIB, example=4 * MIB
     ),
     Optional(
         "decompressed_ratio", default=100, description="A body may grow this many times when decompressed."
-    ): Whole(1, 10_000),
+    ): Whole(1, 10_000, example=100),
     Optional("event_bytes", default=65_536, description="Largest single event."): Whole(256, 64 * MIB, example=65_536),
-    Optional("batch_events", default=1000, description="Most events in one request."): Whole(1, 1_000_000),
+    Optional("batch_events", default=1000, description="Most events in one request."): Whole(
+        1, 1_000_000, example=1000
+    ),
     Optional("depth", default=32, description="Deepest nesting of objects and arrays in an event."): Whole(1, 200),
     Optional("header_bytes", default=16_384, description="Most bytes in the headers of a request."): Whole(
         1024, MIB, example=16_384
     ),
-    Optional("connections", default=8000, description="Most connections open at one moment."): Whole(1, 1_000_000),
+    Optional("connections", default=8000, description="Most connections open at one moment."): Whole(
+        1, 1_000_000, example=8000
+    ),
     Optional(
         "inflight_bytes",
         default=64 * MIB,
@@ -298,7 +302,9 @@ DEDUP = {
         "enabled", default=False, description="Answers an event whose event_id was seen before as a duplicate."
     ): NotYet(TrueOrFalse(), only=False, what="is not in this version", advice="write false"),
     Optional("window_secs", default=600, description="Ids are remembered for so long."): Number(0, above=True),
-    Optional("window_events", default=1_000_000, description="Most ids that are remembered."): Whole(1),
+    Optional("window_events", default=1_000_000, description="Most ids that are remembered."): Whole(
+        1, example=1_000_000
+    ),
 }
 
 LOG = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -63,6 +64,64 @@ def type_words(schema: Any) -> str:
         items = " or ".join(filter(None, map(type_words, schema)))
         return f"a list of: {items}" if items else "list"
     return _scalar_words(schema)
+
+
+_PLURALS = {
+    "name of a top-level field": "field names",
+    "name of an HTTP header": "header names",
+    "JSON value": "values",
+    "whole number": "whole numbers",
+    "number": "numbers",
+}
+"""How several of a thing are called in a sentence; what is not here stays as it is."""
+_COUNTED = ("field", "JSON", "list", "mapping", "network", "number", "origin", "path", "type", "URL", "whole", "word")
+"""First words of what takes an article."""
+
+
+def asked_for(schema: Any) -> str:
+    """Return what a schema takes as a part of a sentence: ``a whole number from 0 to 5``. Empty when nobody knows."""
+    if isinstance(schema, Schema):
+        return asked_for(schema.schema)
+    if isinstance(schema, All):
+        limits = [each for each in schema.validators if isinstance(each, Range | Length)]
+        others = [asked_for(each) for each in schema.validators if not isinstance(each, Range | Length)]
+        what = next(filter(None, others), "")
+        return what + "".join(map(_limit_words, limits)) if what else ""
+    if isinstance(schema, AnyOf):
+        return " or ".join(dict.fromkeys(filter(None, map(asked_for, schema.validators))))
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if is_any_name(key):
+                return f"a mapping of {_several(key) or 'names'} to {_several(value) or 'values'}"
+    if isinstance(schema, list):
+        items = " or ".join(filter(None, map(_several, schema)))
+        return f"a list of {items}" if items else "a list"
+    return _with_article(type_words(schema))
+
+
+def _several(schema: Any) -> str:
+    words = type_words(schema)
+    return _PLURALS.get(words, words)
+
+
+def _limit_words(limit: Range | Length) -> str:
+    if isinstance(limit, Length):
+        # That a list or a mapping must not be empty was said with the mistake.
+        return f" of {_range_words(limit).removeprefix('of ')}" if (limit.min, limit.max) != (1, None) else ""
+    words = _range_words(limit)
+    if " to " in words:
+        return f" from {words}"
+    return f" {words}" if words.startswith(("above", "below")) else f" of {words}"
+
+
+def _with_article(words: str) -> str:
+    address = re.fullmatch(r"(\S+://.*) URL", words)
+    if address:
+        return f"a URL that begins with {address[1]}"
+    if words.startswith("name of "):
+        return f"the {words}"
+    words = words.replace("; or ", " or ")
+    return f"a {words}" if words.startswith(_COUNTED) else words
 
 
 def _scalar_words(schema: Any) -> str:

@@ -1,6 +1,7 @@
 """The operator's page: what it quotes from the code must be in the code, and the other way round."""
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import click
 import pytest
 
 from edge.cli import main
+from edge.gateway import FIXED_AT_RELOAD
 from edge.metrics import TABLE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -80,6 +82,19 @@ def test_links_inside_lead_somewhere() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) - anchors == set()
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGE):
         assert (REPOSITORY / "docs" / target).exists(), target
+
+
+def test_what_needs_a_restart_is_listed_in_full() -> None:
+    section = PAGE.partition("needs a restart")[2].partition(". A change")[0]
+    assert tuple(re.findall(r"`([a-z_.]+)`", section)) == FIXED_AT_RELOAD
+
+
+def test_readyz_is_as_it_is_shown() -> None:
+    shown = re.search(r"^curl -s localhost:4001/readyz\n(.*)$", PAGE, re.MULTILINE)
+    assert shown is not None
+    checks = json.loads(shown[1])["checks"]
+    assert list(checks) == ["spool", "draining", "sink:archive"]
+    assert set(checks["sink:archive"]) == {"status", "detail"}
 
 
 def test_drop_and_loss_are_marked() -> None:

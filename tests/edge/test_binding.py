@@ -154,19 +154,40 @@ class SyncSink(Sink):
     ("component", "message"),
     [
         (Needy, "needs a library that is not installed: .*install edge-gateway\\[teapot\\]"),
-        (Broken, "cannot be built: RuntimeError: no spout"),
-        (FirstPlease, "edge_enrich is marked tryfirst"),
-        (Wrapping, "edge_enrich is marked wrapper"),
-        (WrongColour, "edge_enrich must be synchronous: write def edge_enrich"),
-        (WrongArguments, "its hooks do not fit: .*request"),
-        (Curious, "wants the header x-api-key, which carries credentials"),
+        (Broken, "cannot be built: RuntimeError: no spout; check its options, or remove it"),
+        (FirstPlease, "has an edge_enrich marked tryfirst, .*; write plain @hookimpl"),
+        (Wrapping, "has an edge_enrich marked wrapper, .*; write plain @hookimpl"),
+        (WrongColour, "has an asynchronous edge_enrich; write def edge_enrich"),
+        (WrongArguments, "has hooks that do not fit: .*request.*; write the arguments as edge.hookspecs has them"),
+        (Curious, "wants the header x-api-key, which carries credentials; leave it out"),
     ],
 )
 def test_bind_refuses_a_component_that_breaks_a_rule_by_its_id(component: Any, message: str) -> None:
-    with pytest.raises(BindingError, match=f"edge.yaml:7: enricher my_id: {message}"):
+    with pytest.raises(BindingError, match=f"^edge.yaml:7: pipeline\\[0\\]: enricher my_id {message}"):
         bind(Config(entry("enricher", component.type, "my_id")), registry_of(component))
 
 
 def test_bind_refuses_a_sink_that_delivers_synchronously() -> None:
-    with pytest.raises(BindingError, match="edge_deliver must be asynchronous"):
+    with pytest.raises(
+        BindingError, match=r"sinks\.sync_sink: sink sync_sink has a synchronous edge_deliver; write async"
+    ):
         bind(Config(sinks=(sink_entry("sync_sink"),)), registry_of(SyncSink))
+
+
+def test_bind_tells_of_every_component_that_cannot_be_used_on_a_line_each() -> None:
+    config = Config(
+        entry("enricher", "broken", "one"),
+        entry("enricher", "mark", "two"),
+        entry("enricher", "curious", "three"),
+        entry("enricher", "gone", "four"),
+        sinks=(sink_entry("sync_sink"), sink_entry("can")),
+    )
+    with pytest.raises(BindingError) as raised:
+        bind(config, registry_of(Broken, Mark, Curious, SyncSink, Can))
+    assert [line.split(" ")[:4] for line in raised.value.problems] == [
+        ["edge.yaml:7:", "pipeline[0]:", "enricher", "one"],
+        ["edge.yaml:7:", "pipeline[2]:", "enricher", "three"],
+        ["edge.yaml:7:", "pipeline[3]:", "enricher", "four"],
+        ["edge.yaml:7:", "sinks.sync_sink:", "sink", "sync_sink"],
+    ]
+    assert str(raised.value).splitlines() == list(raised.value.problems)

@@ -56,8 +56,30 @@ def test_check_names_the_component_that_cannot_be_built(edge: Any, config_path: 
     assert result.exit_code == 78
     [line] = result.stderr.splitlines()
     assert line.startswith(f"{path}:")
-    assert "sink archive" in line
+    assert "sinks.archive: sink archive needs a library" in line
     assert line.endswith("install edge-gateway[kafka]")
+
+
+def test_check_names_every_component_that_cannot_be_built(edge: Any, config_path: Any, monkeypatch: Any) -> None:
+    from edge_plugins.enrichers.received_at import ReceivedAt
+    from edge_plugins.sinks.file import File
+
+    def no_spout(self: object, id: str, options: object) -> None:
+        raise RuntimeError("no\nspout \x1b[2J")
+
+    monkeypatch.setattr(File, "__init__", no_spout)
+    monkeypatch.setattr(ReceivedAt, "__init__", no_spout)
+    path = config_path(pipeline=[{"type": "received_at"}, {"type": "sample", "rate": 1}])
+    result = edge("check", "-c", path)
+    assert result.exit_code == 78
+    assert "\x1b" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert [line.split(": ")[1:3] for line in lines] == [
+        ["pipeline[0]", "enricher received_at cannot be built"],
+        ["sinks.archive", "sink archive cannot be built"],
+    ]
+    assert all(line.startswith(f"{path}:") and line.endswith("; check its options, or remove it") for line in lines)
+    assert edge("explain", "/dev/null", "-c", path).stderr == result.stderr
 
 
 def test_check_print_shows_everything_and_no_secret(edge: Any, config_path: Any, monkeypatch: Any) -> None:

@@ -100,6 +100,50 @@ def test_explain_refuses_a_header_without_a_value(edge: Any, site: Path, event_f
     assert edge("explain", event_file(), "-c", site, "--header", "nonsense").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--remote-ip", "999.1.1.1", "write an IP address"),
+        ("--remote-ip", "localhost", "write an IP address"),
+        ("--key-id", "webb", "no such key; known: test"),
+        ("--header", ": x", "write NAME:VALUE"),
+    ],
+)
+def test_explain_refuses_options_that_no_request_could_have(
+    edge: Any, site: Path, event_file: Any, option: str, value: str, told: str
+) -> None:
+    result = edge("explain", event_file(), "-c", site, option, value)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+
+
+def test_explain_knows_the_key_of_a_gateway_without_keys(edge: Any, config_path: Any, event_file: Any) -> None:
+    path = config_path(auth={"mode": "none"})
+    assert edge("explain", event_file(), "-c", path, "--key-id", "anonymous").exit_code == 0
+    assert "known: anonymous" in edge("explain", event_file(), "-c", path, "--key-id", "web").stderr
+
+
+@pytest.mark.parametrize(
+    ("peer", "stored"),
+    [("192.0.2.7", "192.0.2.7"), ("10.0.0.1", "203.0.113.9"), ("2001:db8::1", "2001:db8::1")],
+)
+def test_explain_believes_forwarded_addresses_of_trusted_proxies_only(
+    edge: Any, config_path: Any, event_file: Any, peer: str, stored: str
+) -> None:
+    path = config_path(pipeline=[{"type": "client_ip"}], server={"trusted_proxies": ["10.0.0.0/8"]})
+    forwarded = ("--header", "X-Forwarded-For: 198.51.100.1, 203.0.113.9", "--header", "X-Forwarded-For: 10.1.1.1")
+    result = edge("explain", event_file(), "-c", path, "--remote-ip", peer, *forwarded)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["client_ip"] == stored
+
+
+def test_explain_measures_an_event_as_the_door_does(edge: Any, config_path: Any, event_file: Any) -> None:
+    # White space on the way is not part of the event.
+    path = config_path(server={"limits": {"event_bytes": 1000}})
+    raw = event_file().read_bytes() + b" " * 1000
+    assert edge("explain", "-", "-c", path, stdin=raw).exit_code == 0
+
+
 def test_explain_escapes_what_could_steer_a_terminal(edge: Any, site: Path, event_file: Any) -> None:
     result = edge("explain", event_file(page_name="\u202e\x9b2J"), "-c", site)
     assert result.exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from edge.config import ConfigError, load
+from edge.config.together import PUBLISHED_KEYS, PUBLISHED_PREFIX
+
+REPOSITORY = Path(__file__).parents[3]
 
 SINKS = "sinks: {pot: {type: teapot, spout: x}}\n"
 AUTH = "auth: {mode: none}\n"
@@ -193,8 +197,48 @@ BROKEN = {
     "demo_key_beyond_loopback": (
         SINKS + "server: {listen: [127.0.0.1:1, '0.0.0.0:2']}\nauth:\n  keys:\n    - id: a\n      key: your_api_key\n",
         (
-            "6: auth.keys[0].key: is the demo key, which everybody knows, while server.listen is beyond loopback; "
-            "write a key of your own, or listen on 127.0.0.1"
+            "6: auth.keys[0].key: is a key out of the documentation, which everybody knows, "
+            "while server.listen is beyond loopback; write a key of your own, or listen on 127.0.0.1"
+        ),
+    ),
+    "example_key_beyond_loopback": (
+        SINKS + "server: {listen: '0.0.0.0:2'}\nauth:\n  keys:\n    - {id: a, key: 'your_own_key'}\n",
+        "5: auth.keys[0].key: is a key out of the documentation, which everybody knows,",
+    ),
+    "no_is_not_near_to_info": (
+        BASE + "log: {level: no}\n",
+        "3: log.level: must be one of: debug, info, warning, error|",
+    ),
+    "body_bytes": (
+        BASE + "server:\n  limits: {body_bytes: -1}\n",
+        "4: server.limits.body_bytes: must not be less than 1; write e.g. 1048576",
+    ),
+    "inflight_less_than_a_body": (
+        BASE + "server:\n  limits:\n    inflight_bytes: 1000000\n    decompressed_bytes: 500000\n",
+        (
+            "5: server.limits.inflight_bytes: is less than body_bytes: a body of that size would be told to come "
+            "again, forever; write 1048576 or more, or a smaller body_bytes"
+        ),
+    ),
+    "inflight_less_than_a_decompressed_body": (
+        BASE + "server:\n  limits:\n    decompressed_bytes: 99999999\n",
+        (
+            "4: server.limits.inflight_bytes: is less than decompressed_bytes: a body of that size would be told to "
+            "come again, forever; write 99999999 or more, or a smaller decompressed_bytes"
+        ),
+    ),
+    "event_more_than_a_body": (
+        BASE + "server:\n  limits:\n    event_bytes: 1048577\n",
+        (
+            "5: server.limits.event_bytes: is more than body_bytes: an event of that size could never arrive; "
+            "write 1048576 or less, or a larger body_bytes"
+        ),
+    ),
+    "event_more_than_a_decompressed_body": (
+        BASE + "server:\n  limits:\n    event_bytes: 2000\n    decompressed_bytes: 1000\n",
+        (
+            "5: server.limits.event_bytes: is more than decompressed_bytes: an event of that size could never arrive; "
+            "write 1000 or less, or a larger decompressed_bytes"
         ),
     ),
     "sinks_missing": (AUTH, "1: sinks: is required; write at least one sink"),
@@ -262,7 +306,7 @@ BROKEN = {
     ),
     "component_range": (
         AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    sugar: 6\n",
-        "6: sinks.pot.sugar: must be at most 5; write whole number, 0 to 5",
+        "6: sinks.pot.sugar: must be at most 5; write a whole number from 0 to 5",
     ),
     "component_enum": (
         AUTH + "sinks:\n  pot:\n    type: teapot\n    spout: x\n    milk: never\n",
@@ -302,15 +346,103 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_mistake_is_told_with_line_path_and_advice(name: str, problems: Callable[..., list[str]]) -> None:
     text, expected = BROKEN[name]
-    assert any(problem.startswith(expected) for problem in problems(text)), problems(text)
+    # A bar marks the end of the line: nothing is suggested beyond it.
+    assert any(f"{problem}|".startswith(expected) for problem in problems(text)), problems(text)
 
 
-def test_mistake_of_the_demo_key_is_told_when_only_its_digest_is_written(problems: Callable[..., list[str]]) -> None:
-    digest = hashlib.sha256(b"your_api_key").hexdigest().upper()
+@pytest.mark.parametrize("key", PUBLISHED_KEYS)
+def test_mistake_of_a_published_key_is_told_when_only_its_digest_is_written(
+    problems: Callable[..., list[str]], key: str
+) -> None:
+    digest = hashlib.sha256(key.encode()).hexdigest().upper()
     text = SINKS + f"server: {{listen: '[::]:2'}}\nauth:\n  keys:\n    - id: a\n      key_sha256: {digest}\n"
     assert [line.split(";")[0] for line in problems(text)] == [
-        "6: auth.keys[0].key_sha256: is the demo key, which everybody knows, while server.listen is beyond loopback"
+        (
+            "6: auth.keys[0].key_sha256: is a key out of the documentation, which everybody knows, "
+            "while server.listen is beyond loopback"
+        )
     ]
+
+
+def test_every_key_in_the_shipped_files_is_a_published_one() -> None:
+    found = {
+        key
+        for path in (REPOSITORY / "config").rglob("*.yaml")
+        for key in re.findall(r"^ *key: (?:\$\{\w+:-)?([^\s}#]+)", path.read_text(), re.MULTILINE)
+    }
+    assert found == set(PUBLISHED_KEYS)
+    assert all(key.startswith(PUBLISHED_PREFIX) for key in found)
+
+
+def test_smaller_bodies_than_the_default_event_are_a_choice(load_text: Callable[..., Any]) -> None:
+    assert load_text(BASE + "server: {limits: {body_bytes: 1000}}\n").server.limits.event_bytes == 65536
+
+
+@pytest.mark.parametrize(
+    ("component", "expected"),
+    [
+        (
+            "pipeline:\n  - type: static_fields\n    fields: {}\n",
+            "pipeline[0].fields: must be at least one field; write a mapping of field names to values",
+        ),
+        (
+            "pipeline:\n  - type: request_headers\n    headers: []\n",
+            "pipeline[0].headers: must be at least one header; write a list of header names",
+        ),
+        (
+            "sinks:\n  crm:\n    type: http\n    url: ftp://x\n",
+            (
+                "sinks.crm.url: must begin with http:// or https:// and name a host; "
+                "write a URL that begins with http:// or https://"
+            ),
+        ),
+    ],
+)
+def test_advice_for_a_shipped_component_is_a_sentence(
+    registry: Any, write: Callable[[str], Path], component: str, expected: str
+) -> None:
+    text = AUTH + component + ("" if component.startswith("sinks") else "sinks: {hole: {type: blackhole}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(write(text), registry, {})
+    assert [str(problem).partition(": ")[2] for problem in caught.value.problems] == [expected]
+
+
+WHEN = """\
+auth: {mode: none}
+pipeline:
+  - type: static_fields
+    fields: {usr_id: x}
+  - type: received_at
+  - type: drop
+    when:
+      any:
+        - evnt_type: click
+        - not: {commerse.total: {gt: 3}}
+        - usr_id: {exists: true}
+        - received_at: {exists: false}
+        - colour: red
+        - commerce.totl: 3
+sinks:
+  hole:
+    type: blackhole
+    when: {User-ID: {exists: true}}
+"""
+
+
+def test_condition_on_a_field_that_is_nearly_one_of_events_is_a_warning(
+    registry: Any, write: Callable[[str], Path]
+) -> None:
+    path = write(WHEN)
+    assert load(path, registry, {}).warnings == (
+        f"{path}:9: pipeline[2].when.any[0].evnt_type: no event has the field evnt_type; did you mean event_type?",
+        (
+            f"{path}:10: pipeline[2].when.any[1].not.commerse.total: "
+            "no event has the field commerse; did you mean commerce?"
+        ),
+        f"{path}:18: sinks.hole.when.User-ID: no event has the field User-ID; did you mean user_id?",
+    )
+    for choice in ("keep", "drop"):
+        assert load(write(f"{WHEN}schema: {{unknown_fields: {choice}}}\n"), registry, {}).warnings == ()
 
 
 def test_mistakes_of_all_parts_come_in_one_answer_sorted_by_line(problems: Callable[..., list[str]]) -> None:

@@ -47,10 +47,16 @@ INVALID_JSON = Refusal(
     HTTPStatus.BAD_REQUEST,
     "Invalid JSON",
     ("json.syntax", "json.encoding", "json.limit"),
-    "the body is not JSON, not UTF-8, holds NaN, or is nested too deep",
+    "the body is not JSON, not UTF-8, holds NaN, is nested too deep, or has too many values",
     "not retry",
 )
-BAD_REQUEST = Refusal(HTTPStatus.BAD_REQUEST, "Bad request", ("http.malformed",), "not HTTP", "not retry")
+BAD_REQUEST = Refusal(
+    HTTPStatus.BAD_REQUEST,
+    "Bad request",
+    ("http.malformed",),
+    "the request is not valid HTTP, or its end could be read in two ways; the connection is closed",
+    "not retry",
+)
 UNAUTHORIZED = Refusal(
     HTTPStatus.UNAUTHORIZED,
     "Unauthorized",
@@ -107,6 +113,7 @@ UNAVAILABLE = Refusal(
 TABLE = (
     INVALID_EVENT,
     INVALID_JSON,
+    BAD_REQUEST,
     UNAUTHORIZED,
     FORBIDDEN,
     NOT_FOUND,
@@ -117,10 +124,10 @@ TABLE = (
     UNAVAILABLE,
 )
 
-BY_CODE = {code: refusal for refusal in (*TABLE, BAD_REQUEST) for code in refusal.codes}
+BY_CODE = {code: refusal for refusal in TABLE for code in refusal.codes}
 
 BUSY_MESSAGES = {
-    "busy.backpressure": "has more to store than the disk takes right now; nothing was stored",
+    "busy.backpressure": "has more to do than it can take right now; nothing was stored",
     "busy.full": "has no room on its disk; nothing was stored",
     "busy.draining": "is stopping; nothing was stored",
     "busy.unknown": "got no word from its disk in time; the events may be stored",
@@ -154,6 +161,6 @@ def refuse_with(details: Sequence[Detail], *, retry_after_secs: float | None = N
     return Answer(refusal.status, {"error": refusal.error, "details": list(details)}, headers)
 
 
-def busy(code: str) -> Answer:
-    """Return the 503 for a ``busy.*`` code."""
-    return refuse(code, "gateway", BUSY_MESSAGES[code], retry_after_secs=RETRY_AFTER_SECS[code])
+def busy(code: str, field: str = "gateway", message: str | None = None) -> Answer:
+    """Return the 503 for a ``busy.*`` code, in its usual words or in others."""
+    return refuse(code, field, message or BUSY_MESSAGES[code], retry_after_secs=RETRY_AFTER_SECS[code])

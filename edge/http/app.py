@@ -24,4 +24,5 @@ def ingest_application(site: Site) -> Application:
         default_handler_class=NotFoundHandler,
         default_handler_args={"site": site},
         log_function=lambda handler: None,
+        site=site,
     )

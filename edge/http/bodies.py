@@ -33,7 +33,9 @@ _JSON_TYPES: Final = frozenset({"application/json", "text/plain"})
 _NDJSON_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 # RFC 6839, 3.1. The name of a subtype is a token (RFC 9110, 5.6.2).
 _JSON_SUFFIX: Final = re.compile(r"application/[-!#$&^_.+0-9a-z]+\+json")
-_PARAMETER: Final = re.compile(r';([^;"]*+(?:"(?:[^"\\]|\\.)*+"[^;"]*+)*+)')
+# A quoted string that does not end takes the rest of the header with it: each character is looked at once.
+_PARAMETER: Final = re.compile(r';((?:[^;"]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))*+)')
+_MEDIA_TYPE_CHARS: Final = 256
 _UTF8_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
@@ -41,6 +43,8 @@ def media_type(header: str | None) -> MediaType:
     """Return how to read a body with this `Content-Type`; none at all means JSON. `BodyError` for any other type."""
     if header is None or not header.strip():
         return "json"
+    if len(header) > _MEDIA_TYPE_CHARS:
+        raise BodyError(415, "http.media_type", "Content-Type", f"must be at most {_MEDIA_TYPE_CHARS} characters")
     name = header.partition(";")[0].strip().lower()
     if name in _NDJSON_TYPES:
         kind: MediaType = "ndjson"
@@ -90,6 +94,10 @@ RATIO_FREE_BYTES: Final = 65536
 """Output up to here is not judged by its ratio: small bodies of many alike events compress well beyond any bomb."""
 MAX_PARTS: Final = 1024
 """Members (gzip) or frames (zstd) of one body. Each costs a decompressor, even when nothing is in it."""
+SMALL_PARTS: Final = 16
+"""Parts of a body that is decompressed in passing."""
+SLOW_TO_START: Final = frozenset({"br"})
+"""Codings that make megabytes before they give out the first byte, however few are asked for: milliseconds."""
 # RFC 9659: the window of zstd as a content coding is at most 8 MiB.
 _ZSTD_OPTIONS: Final[Mapping[int, int]] = {zstd.DecompressionParameter.window_log_max: 23}
 _BROTLI_BLOCK_BYTES: Final = 32752
@@ -97,6 +105,10 @@ _BROTLI_BLOCK_BYTES: Final = 32752
 # RFC 7932, 9.1: the first four bits of a window of 8 or 16 MiB. The library fills the window before it gives anything
 # out, whatever the limit of a step; encoders use 4 MiB at most unless told otherwise.
 _BROTLI_WIDE_WINDOWS: Final = (0b1101, 0b1111)
+
+
+class _TooManyPartsError(Exception):
+    """There are more parts than may be looked at."""
 
 
 class _MalformedError(Exception):
@@ -110,14 +122,37 @@ def decompress(coding: str, data: bytes, max_bytes: int, max_ratio: int) -> byte
     data that is truncated, corrupt, followed by something else, or wants a window above 8 MiB (zstd) or 4 MiB (br).
     While it runs it takes the window in memory, beside the output.
     """
-    by_ratio = max(RATIO_FREE_BYTES, max_ratio * len(data))
+    try:
+        raw = _decompress_up_to(coding, data, max_bytes, max_ratio, MAX_PARTS)
+    except _TooManyPartsError:
+        raise _too_large(f"must have at most {MAX_PARTS} compressed parts") from None
+    if raw is None:
+        raise _too_large(f"must be at most {max_bytes} bytes when decompressed")
+    return raw
+
+
+def decompress_small(coding: str, data: bytes, max_bytes: int) -> bytes | None:
+    """Return the decompressed body, or None when that would be much work: `decompress` is then to do it all again.
+
+    Most compressed bodies are small, and done in less time than it takes to hand them to a thread; `SLOW_TO_START`
+    has the codings of which not even that is certain. `BodyError` as `decompress` raises it, 413 aside.
+    """
+    try:
+        return _decompress_up_to(coding, data, max_bytes, None, SMALL_PARTS)
+    except _TooManyPartsError:
+        return None
+
+
+def _decompress_up_to(coding: str, data: bytes, max_bytes: int, max_ratio: int | None, max_parts: int) -> bytes | None:
+    """Return the decompressed body, or None past `max_bytes`; `BodyError` past `max_ratio`, which None leaves out."""
+    by_ratio = max_bytes if max_ratio is None else max(RATIO_FREE_BYTES, max_ratio * len(data))
     out = io.BytesIO()
     size_bytes = 0
     try:
-        for piece in _DECODERS[coding](data):
+        for piece in _DECODERS[coding](data, max_parts):
             size_bytes += len(piece)
             if size_bytes > max_bytes:
-                raise _too_large(f"must be at most {max_bytes} bytes when decompressed")
+                return None
             if size_bytes > by_ratio:
                 raise _too_large(f"must not be compressed more than {max_ratio} to 1")
             out.write(piece)
@@ -130,12 +165,12 @@ def _too_large(message: str) -> BodyError:
     return BodyError(413, "limit.decompressed", "body", message)
 
 
-def _gunzip(data: bytes) -> Iterator[bytes]:
+def _gunzip(data: bytes, max_parts: int) -> Iterator[bytes]:
     """Yield the content of every member (RFC 1952, 2.2)."""
-    return _parts(data, lambda at: _inflate(data, at, 16 + zlib.MAX_WBITS))
+    return _parts(data, max_parts, lambda at: _inflate(data, at, 16 + zlib.MAX_WBITS))
 
 
-def _undeflate(data: bytes) -> Iterator[bytes]:
+def _undeflate(data: bytes, _max_parts: int) -> Iterator[bytes]:
     """Yield the content of a zlib stream (RFC 9110, 8.4.1.2), or of the bare deflate stream that many send instead."""
     # RFC 1950, 2.2: method 8, a window of at most 32 KiB, and a checksum over the first two bytes.
     wrapped = len(data) > 1 and data[0] & 0x8F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
@@ -144,19 +179,19 @@ def _undeflate(data: bytes) -> Iterator[bytes]:
         raise _MalformedError
 
 
-def _unzstd(data: bytes) -> Iterator[bytes]:
+def _unzstd(data: bytes, max_parts: int) -> Iterator[bytes]:
     """Yield the content of every frame (RFC 8878, 3.1); skippable frames have none."""
-    return _parts(data, lambda at: _unzstd_frame(data, at))
+    return _parts(data, max_parts, lambda at: _unzstd_frame(data, at))
 
 
-def _parts(data: bytes, part: Callable[[int], Generator[bytes, None, int]]) -> Iterator[bytes]:
+def _parts(data: bytes, max_parts: int, part: Callable[[int], Generator[bytes, None, int]]) -> Iterator[bytes]:
     """Yield the content of one part after the other; `part` begins at a place and returns where it ended."""
     at = 0
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts):
         at = yield from part(at)
         if at == len(data):
             return
-    raise _too_large(f"must have at most {MAX_PARTS} compressed parts")
+    raise _TooManyPartsError
 
 
 def _inflate(data: bytes, at: int, window_bits: int) -> Generator[bytes, None, int]:
@@ -184,7 +219,7 @@ def _unzstd_frame(data: bytes, at: int) -> Generator[bytes, None, int]:
     return at - len(stream.unused_data)
 
 
-def _unbrotli(data: bytes) -> Iterator[bytes]:
+def _unbrotli(data: bytes, _max_parts: int) -> Iterator[bytes]:
     """Yield the content of the one stream (RFC 7932)."""
     if data[:1] and data[0] & 0x0F in _BROTLI_WIDE_WINDOWS:
         raise _MalformedError
@@ -204,7 +239,7 @@ def _unbrotli(data: bytes) -> Iterator[bytes]:
         raise _MalformedError
 
 
-_DECODERS: Final[Mapping[str, Callable[[bytes], Iterator[bytes]]]] = {
+_DECODERS: Final[Mapping[str, Callable[[bytes, int], Iterator[bytes]]]] = {
     "gzip": _gunzip,
     "deflate": _undeflate,
     "zstd": _unzstd,

@@ -1,43 +1,76 @@
-"""Requests that are no HTTP, or whose end could be read in two ways: one answer, and the connection is closed.
+"""The head of a request, looked at before any handler hears of it: what could be read in two ways is refused.
 
 Two parties that disagree about where a request ends can be made to disagree about whose the next one is (RFC 9112,
-section 11.2). Tornado finds most of it, but only after the handler was asked, and answers with a bare status line.
+section 11.2). Tornado is lenient in places and finds other things only after the handler was asked.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable
-from http import HTTPStatus
-from typing import Any
+from typing import Final, Protocol
 
 from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, UnsatisfiableReadError
 
-from edge.http import answers
-from edge.http.answers import Answer
+KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD: Final = "OTHER"
+"""What the handlers see in place of any method that is not among the known ones; every route answers it 405."""
 
-TORNADO_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
-"""What Tornado writes when it cannot read a request."""
+HEADER_LINES: Final = 64
+TARGET_BYTES: Final = 2048
+ABSURD_LENGTH: Final = "9" * 18
+"""Stands for a longer `Content-Length`: more than any limit, and what int() reads without effort."""
 
-LENGTH = re.compile(r"[0-9]{1,19}")
+_DIGITS: Final = re.compile(r"[0-9]+")
+_LOOK_ALIKES: Final = ("Content_Length", "Transfer_Encoding")
+"""Names that some proxies and gateways take for the ones with a hyphen."""
+
+
+class MalformedError(HTTPInputError):
+    """The request is not taken as HTTP; Tornado answers it with 400 and closes the connection."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+        self.message = message
+
+
+class Wire(Protocol):
+    """The connection of a request, as far as its framing is concerned."""
+
+    head: bytes
+    """Request line and headers as they came."""
+
+    def refuse(self, error: MalformedError) -> None:
+        """Remember in which words the request is to be refused."""
 
 
 class FramingDelegate(HTTPMessageDelegate):
-    """Refuses a request whose framing is not beyond doubt, before the handler behind it hears of it."""
+    """Stands before the handler of one request. Owned by the connection, for as long as the request is read."""
 
-    def __init__(self, inner: HTTPMessageDelegate) -> None:
+    def __init__(self, inner: HTTPMessageDelegate, wire: Wire, target_bytes: int) -> None:
         self._inner = inner
+        self._wire = wire
+        self._target_bytes = target_bytes
         self._passed = False
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        """Pass the headers on; `HTTPInputError`, which Tornado answers with 400, when they are in doubt."""
-        check_framing(headers)
+        """Pass the head on, made plain; `HTTPInputError` when it is refused."""
+        if isinstance(start_line, RequestStartLine):
+            start_line = self._check(start_line, headers)
+        # From here on the end of the connection concerns the handler; before it is made, nobody is there to hear it.
         self._passed = True
         return self._inner.headers_received(start_line, headers)
+
+    def _check(self, start_line: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
+        try:
+            check_head(self._wire.head, start_line, headers, self._target_bytes)
+        except MalformedError as error:
+            self._wire.refuse(error)
+            raise
+        return start_line if start_line.method in KNOWN_METHODS else start_line._replace(method=OTHER_METHOD)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Pass a piece of the body on."""
@@ -53,49 +86,52 @@ class FramingDelegate(HTTPMessageDelegate):
             self._inner.on_connection_close()
 
 
-def check_framing(headers: HTTPHeaders) -> None:
-    """Raise `HTTPInputError` unless the headers say in exactly one way where the body ends."""
+def check_head(head: bytes, start_line: RequestStartLine, headers: HTTPHeaders, target_bytes: int) -> None:
+    """Raise `MalformedError` unless the head can be read in one way only, and is no larger than it should be.
+
+    Rewrites what Tornado would misread: an absurd length, `Expect` in another case.
+    """
+    n_lines = head.count(b"\n")
+    if n_lines != head.count(b"\r\n") or n_lines != head.count(b"\r"):
+        raise MalformedError("headers", "must have lines that end with CR LF")
+    if n_lines > HEADER_LINES + 2:  # the request line, and the empty one at the end
+        raise MalformedError("headers", f"must be at most {HEADER_LINES} lines")
+    if len(start_line.path) > target_bytes:
+        raise MalformedError("path", f"must be at most {target_bytes} bytes, the query included")
+    if len(headers.get_list("Host")) != 1 and (start_line.version != "HTTP/1.0" or "Host" in headers):
+        raise MalformedError("Host", "must be there once")
+    for name in _LOOK_ALIKES:
+        if name in headers:
+            raise MalformedError("headers", "must not have names that look like those of the framing")
+    _check_framing(start_line.version, headers)
+    _prepare_expect(start_line.version, headers)
+
+
+def _check_framing(version: str, headers: HTTPHeaders) -> None:
+    """Refuse everything but one length, or one `chunked`, or neither."""
     codings = headers.get_list("Transfer-Encoding")
     lengths = headers.get_list("Content-Length")
-    if codings and (lengths or len(codings) > 1 or codings[0].lower() != "chunked"):
-        raise HTTPInputError("Transfer-Encoding must be one chunked, and alone")
-    if lengths and (len(lengths) > 1 or LENGTH.fullmatch(lengths[0]) is None):
-        raise HTTPInputError("Content-Length must be one number")
-    if len(headers.get_list("Host")) > 1:
-        raise HTTPInputError("there must be one Host")
+    if codings:
+        if lengths or len(codings) > 1 or codings[0].lower() != "chunked":
+            raise MalformedError("Transfer-Encoding", "must be one chunked, without Content-Length")
+        if version == "HTTP/1.0":
+            raise MalformedError("Transfer-Encoding", "is not part of HTTP/1.0")
+    if lengths:
+        if len(lengths) > 1 or _DIGITS.fullmatch(lengths[0]) is None:
+            raise MalformedError("Content-Length", "must be one number")
+        if len(lengths[0]) > len(ABSURD_LENGTH):
+            significant = lengths[0].lstrip("0") or "0"
+            headers["Content-Length"] = significant if len(significant) <= len(ABSURD_LENGTH) else ABSURD_LENGTH
 
 
-def answer_malformed_requests(stream: IOStream, header_bytes: int) -> None:
-    """Give what Tornado answers below the handlers the shape of every other answer.
-
-    Bytes that are no HTTP get a bare status line from Tornado, and headers over the limit get nothing at all. Neither
-    passes an interface that could be overridden, so the two calls are caught on the stream itself.
-    """
-    write, close = stream.write, stream.close
-
-    def write_answer(data: bytes | memoryview) -> asyncio.Future[None]:
-        if data == TORNADO_400:
-            data = closing_bytes(answers.refuse("http.malformed", "request", "is not valid HTTP"))
-        return write(data)
-
-    def close_with_answer(exc_info: Any = False) -> None:
-        if isinstance(exc_info, UnsatisfiableReadError) and not stream.closed():
-            answer = answers.refuse("http.malformed", "headers", f"must be at most {header_bytes} bytes")
-            write(closing_bytes(answer)).add_done_callback(lambda written: written.exception())
-        close(exc_info)
-
-    stream.write, stream.close = write_answer, close_with_answer  # type: ignore[method-assign]
-
-
-def closing_bytes(answer: Answer) -> bytes:
-    """Return a whole HTTP answer that ends its connection."""
-    body = answer.encode()
-    headers = {
-        **answer.headers,
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
-    status = HTTPStatus(answer.status)
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+def _prepare_expect(version: str, headers: HTTPHeaders) -> None:
+    """Let Tornado see `Expect` only as it understands it. The value has no case (RFC 9110, 10.1.1)."""
+    expect = headers.get("Expect")
+    if expect is None or expect == "100-continue":
+        if version == "HTTP/1.0" and expect is not None:
+            del headers["Expect"]
+        return
+    if version != "HTTP/1.0" and expect.strip().lower() == "100-continue":
+        headers["Expect"] = "100-continue"
+    else:
+        del headers["Expect"]

@@ -11,14 +11,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import structlog
-from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from edge.http import answers
 from edge.http.answers import Answer
+from edge.http.connections import SECURITY_HEADERS, TRANSPORT_SECURITY
+from edge.http.early import Linger, expects_body
+from edge.http.framing import KNOWN_METHODS, OTHER_METHOD
 from edge.http.state import Site
 
 log = structlog.get_logger(__name__)
@@ -29,15 +31,10 @@ TRACEPARENT = re.compile(
 )
 """https://www.w3.org/TR/trace-context/#traceparent-header"""
 
-KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-LINGER_BYTES = 1 << 20
-LINGER_SECS = 2.0
-"""After an early answer a body still on its way is read and thrown away within these bounds: closing at once would
-reset the connection and the sender might never see the answer (RFC 9112, section 9.6)."""
-
 EXPOSED_HEADERS = "Retry-After, X-Request-Id"
 PREFLIGHT_MAX_AGE_SECS = 86400
+GRACE_SECS: Final = 5.0
+"""How long a body may take before its speed is judged."""
 
 
 @dataclass(slots=True)
@@ -47,16 +44,16 @@ class BodyClock:
     started: float
     received_bytes: int = 0
 
-    def too_slow(self, now: float, bytes_per_sec: int, grace_secs: float = 5.0) -> bool:
+    def too_slow(self, now: float, bytes_per_sec: int) -> bool:
         """Tell whether the body is behind the minimum rate, a grace period at the start aside."""
-        return self.received_bytes < bytes_per_sec * (now - self.started - grace_secs)
+        return self.received_bytes < bytes_per_sec * (now - self.started - GRACE_SECS)
 
 
 @stream_request_body
 class EdgeHandler(RequestHandler):
     """What every route on the ingest listener has in common. Subclasses say which methods they have."""
 
-    SUPPORTED_METHODS = tuple(sorted(KNOWN_METHODS))
+    SUPPORTED_METHODS = (*sorted(KNOWN_METHODS), OTHER_METHOD)
     methods: ClassVar[tuple[str, ...]] = ()
     """The methods of the route; any other one is answered 405."""
     route: ClassVar[str] = "other"
@@ -72,9 +69,12 @@ class EdgeHandler(RequestHandler):
         trace = headers.get("Traceparent", "")
         self.traceparent = trace if TRACEPARENT.fullmatch(trace) else ""
         self.body_clock: BodyClock | None = None
-        self._answered = False
-        self._discarded_bytes = 0
-        self._linger: object = None
+        self._received_bytes = 0
+        self._prepared: Answer | None = None
+        self._linger: Linger | None = None
+        self._body_complete = False
+        self._counted = False
+        self._early = False
         site.in_flight.add(self)
         self._stamp()
 
@@ -82,14 +82,14 @@ class EdgeHandler(RequestHandler):
         """Set what every answer carries; Tornado's `Server` header tells strangers nothing they need."""
         self.clear_header("Server")
         self.set_header("Content-Type", "application/json")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "no-store")
+        for name, value in SECURITY_HEADERS.items():
+            self.set_header(name, value)
 
     def _stamp(self) -> None:
         """Set the headers that depend on the request."""
         self.set_header("X-Request-Id", self.request_id)
         if self.site.tls:
-            self.set_header("Strict-Transport-Security", "max-age=31536000")
+            self.set_header("Strict-Transport-Security", TRANSPORT_SECURITY)
         self._allow_origin()
 
     def _allow_origin(self) -> None:
@@ -101,70 +101,81 @@ class EdgeHandler(RequestHandler):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
 
-    def prepare(self) -> Awaitable[None] | None:
-        """Refuse what can be refused without the body; otherwise let `admit` decide."""
-        if self.request.method not in self.methods and self.request.method != "OPTIONS":
-            return self.answer_early(self.method_not_allowed())
+    def prepare(self) -> None:
+        """Answer what can be answered by the head alone; otherwise begin to read the body, against a clock."""
+        answer = self._answer_by_method() or self.answer_by_head()
+        if answer is None:
+            self.body_clock = BodyClock(monotonic())
+        elif expects_body(self.request.headers):
+            self.answer_early(answer)
+        else:
+            # Left to `_respond`: Tornado closes a connection that is answered before it has looked for a body.
+            self._prepared = answer
+
+    def _answer_by_method(self) -> Answer | None:
         if self.request.method == "OPTIONS":
-            return self.answer_early(self._preflight()) if self.methods else self.answer_early(self.not_found())
-        refusal = self.admit()
-        if refusal is not None:
-            return self.answer_early(refusal)
-        return None
+            return self._preflight() if self.methods else self.not_found()
+        return None if self.request.method in self.methods else self.method_not_allowed()
 
-    def admit(self) -> Answer | None:
-        """Return a refusal that needs no body, or None to go on. Overridden by routes that take bodies."""
-        return None
+    def answer_by_head(self) -> Answer | None:
+        """Return the answer when it depends on no body, or None to read the body first. Overridden by the routes."""
+        return self.not_found()
 
-    async def answer_early(self, answer: Answer) -> None:
-        """Answer before the body was read, in a way that the sender gets to see it.
+    def answer_early(self, answer: Answer) -> None:
+        """Answer before the body has arrived, in a way that the sender gets to see it.
 
         A sender that waits for `100 Continue` has sent nothing: the answer ends the exchange. One that is already
         sending gets the answer at once, and what it still sends is thrown away within bounds.
         """
-        self._answered = True
-        if not self._expects_body() or self.request.headers.get("Expect", "").lower() == "100-continue":
+        self._early = True
+        self.body_clock = None
+        self._announce_close()
+        if "Expect" in self.request.headers and not self._received_bytes:
             self.send(answer)
             return
-        self.set_header("Connection", "close")
         body = self._headed(answer)
-        self.set_header("Content-Length", str(len(body)))
-        self.write(body)
-        self._linger = IOLoop.current().call_later(LINGER_SECS, self.connection.close)
-        await self.flush()
+        if body:
+            self.set_header("Content-Length", str(len(body)))
+            self.write(body)
+        self._linger = Linger(self.connection)
+        # Not finished: Tornado would close the connection at once.
+        self.flush()
+        self._count()
 
-    def _expects_body(self) -> bool:
-        headers = self.request.headers
-        return headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
+    def _announce_close(self) -> None:
+        self.set_header("Connection", "close")
+        # Tornado says keep-alive to an HTTP/1.0 client that asked for it, whatever the answer's own header says.
+        self.request.headers["Connection"] = "close"
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Throw away what arrives after an early answer, up to a bound; `take_chunk` gets the rest."""
-        if not self._answered:
-            return self.take_chunk(chunk)
-        self._discarded_bytes += len(chunk)
-        if self._discarded_bytes > LINGER_BYTES:
-            self.connection.close()
+        """Count a piece of the body, and take it unless the request has its answer."""
+        self._received_bytes += len(chunk)
+        self.site.gateway.metrics.http_request_bytes.inc(len(chunk))
+        if self._linger is not None:
+            return self._linger.discard(len(chunk))
+        if not self._early:
+            self.take_chunk(chunk)
         return None
 
-    def take_chunk(self, chunk: bytes) -> Awaitable[None] | None:
-        """Take a piece of the body. Overridden by routes that take bodies; the others ignore them."""
-        return None
+    def take_chunk(self, chunk: bytes) -> None:
+        """Take a piece of the body. Overridden by routes that take bodies."""
 
     async def _respond(self) -> None:
-        if self._answered:
+        """Answer, the body having arrived. Called by Tornado for every method."""
+        self._body_complete = True
+        self.body_clock = None
+        if self._early:
             if not self._finished:
-                self.finish()
-                # `Connection: close` was promised; Tornado would keep a connection whose body has arrived in full.
-                self.connection.close()
+                connection = self.connection
+                # Closing was announced; Tornado would keep a connection whose body has arrived in full.
+                self.finish().add_done_callback(lambda written: connection.close())
             return
-        answer = await self.respond()
-        if answer is not None:
-            self.send(answer)
+        self.send(self._prepared or await self.respond())
 
-    get = head = post = put = patch = delete = options = _respond
+    get = head = post = put = patch = delete = options = other = _respond
 
-    async def respond(self) -> Answer | None:
-        """Return the answer, the body having arrived."""
+    async def respond(self) -> Answer:
+        """Return the answer to a request whose body has arrived. Overridden by routes that take bodies."""
         raise NotImplementedError
 
     def send(self, answer: Answer) -> None:
@@ -223,11 +234,7 @@ class EdgeHandler(RequestHandler):
         """Give what was raised the shape of every other answer. What nobody expected is a 503: the sender retries."""
         self._stamp()  # Tornado has thrown away the headers set so far
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, HTTPError) and status_code == 405:
-            self.send(self.method_not_allowed())
-        elif isinstance(error, HTTPError) and status_code == 404:
-            self.send(self.not_found())
-        elif isinstance(error, HTTPError) and 400 <= status_code < 500:
+        if isinstance(error, HTTPError) and 400 <= status_code < 500:
             self.send(answers.refuse("http.malformed", "request", "is not valid HTTP"))
         else:
             self.send(answers.busy("busy.unknown"))
@@ -257,8 +264,15 @@ class EdgeHandler(RequestHandler):
         return self.request.connection
 
     def on_finish(self) -> None:
-        """Count and log the answer."""
+        """Count the answer and let the request go."""
+        self._count()
         self._leave()
+
+    def _count(self) -> None:
+        """Count and log the answer, at the moment when it is sent."""
+        if self._counted:
+            return
+        self._counted = True
         method = self.request.method if self.request.method in KNOWN_METHODS else "other"
         duration_secs = self.request.request_time()
         self.site.observe(self.route, str(method), self.get_status(), duration_secs)
@@ -273,25 +287,33 @@ class EdgeHandler(RequestHandler):
         )
 
     def on_connection_close(self) -> None:
-        """The sender went away before its body was complete or before it was answered."""
+        """Let go of a request that will never be complete; one that is complete goes on and has its outcome."""
         super().on_connection_close()
-        if self._answered or self.body_clock is not None:
+        if not self._body_complete:
             self._leave()
 
     def _leave(self) -> None:
+        """Forget the request. Called when it is answered in full, and when its sender went away before that."""
         self.site.in_flight.discard(self)
         self.body_clock = None
         if self._linger is not None:
-            IOLoop.current().remove_timeout(self._linger)
+            self._linger.cancel()
             self._linger = None
 
-    def start_body_clock(self) -> None:
-        """Begin to judge how fast the body arrives."""
-        self.body_clock = BodyClock(monotonic())
-
     def cut_off(self) -> None:
-        """Close a connection whose body arrives too slowly."""
-        self.connection.stream.close()
+        """Answer a request whose body arrives too slowly to wait for it."""
+        log.info(
+            "a body arrived too slowly and was cut off",
+            route=self.route,
+            received_bytes=self._received_bytes,
+            request_id=self.request_id,
+        )
+        self.answer_early(answers.busy("busy.backpressure", "body", "did not arrive fast enough; nothing was stored"))
+
+    def turn_away(self) -> None:
+        """Answer a request whose body has not arrived when the gateway stops."""
+        if not self._body_complete and not self._early:
+            self.answer_early(answers.busy("busy.draining"))
 
 
 class NotFoundHandler(EdgeHandler):

@@ -13,7 +13,7 @@ class HealthHandler(EdgeHandler):
     methods = ("GET", "HEAD")
     route = "healthz"
 
-    async def respond(self) -> Answer:
+    def answer_by_head(self) -> Answer:
         """Answer 200, or 503 while draining."""
         if self.site.closing or self.site.gateway.draining:
             return Answer(503, {"status": "fail"}, {"Retry-After": "5"})
@@ -26,6 +26,6 @@ class OpenApiHandler(EdgeHandler):
     methods = ("GET", "HEAD")
     route = "openapi"
 
-    async def respond(self) -> Answer:
+    def answer_by_head(self) -> Answer:
         """Answer with the document."""
         return Answer(200, openapi.document(self.site.gateway.door.plan.validator))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from edge.api import Context
 from edge.door import Judged, Result
@@ -12,17 +12,11 @@ from edge.http import answers, bodies
 from edge.http.answers import Answer
 from edge.http.auth import AuthError, Identity
 from edge.http.bodies import BodyError
-from edge.http.decode import decode_batch, decode_event
+from edge.http.decode import Decoded, decode_batch, decode_event
 from edge.http.handlers import EdgeHandler
+from edge.http.large import LARGE_BYTES, NoTurnError
 from edge.http.state import HttpPlan, Site
 from edge.outcomes import Outcome
-from edge.validation import Detail
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-THREAD_BYTES = 64 * 1024
-"""Bodies from this size on are decompressed and decoded in a thread, so that other senders do not wait for it."""
 
 
 class IngestHandler(EdgeHandler):
@@ -39,14 +33,14 @@ class IngestHandler(EdgeHandler):
         self._media_type = "json"
         self._codings: tuple[str, ...] = ()
         self._chunks: list[bytes] = []
-        self._size_bytes = 0
+        self._held_bytes = 0
 
-    def admit(self) -> Answer | None:
-        """Decide by the headers alone: drain, key, media type, size."""
+    def answer_by_head(self) -> Answer | None:
+        """Refuse by the headers and the URL alone: drain, key, media type, size."""
         if self.site.closing:
             return answers.busy("busy.draining")
         headers = self.request.headers
-        query_key = self._query_key()
+        query_key = self.query_value("api_key")
         try:
             self._identity = self.plan.authenticator.identify(headers, query_key, headers.get("Origin"), self.scope)
             self._media_type = bodies.media_type(headers.get("Content-Type"))
@@ -58,73 +52,112 @@ class IngestHandler(EdgeHandler):
             return answer
         except BodyError as error:
             return answers.refuse(error.code, error.field, error.message)
-        length = headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit():
-            # Twenty digits are more than any limit, and more than int() should be asked to read.
-            declared = int(length[:20])
-            if declared > self.plan.limits.body_bytes:
-                return self._too_large()
-            if self.site.body_bytes + declared > self.plan.limits.inflight_bytes:
-                return answers.busy("busy.backpressure")
-        self.start_body_clock()
+        declared_bytes = int(headers.get("Content-Length", "0"))
+        if declared_bytes > self.plan.limits.body_bytes:
+            return self._too_large()
+        if self.site.body_bytes + declared_bytes > self.plan.limits.inflight_bytes:
+            return answers.busy("busy.backpressure")
         return None
 
-    def _query_key(self) -> str | None:
-        if "api_key=" not in self.request.query:
-            return None
-        values = self.get_query_arguments("api_key")
-        return values[-1] if values else None
+    def query_value(self, name: str) -> str | None:
+        """Return the last value of a query parameter.
 
-    def take_chunk(self, chunk: bytes) -> Awaitable[None] | None:
+        Tornado's own raises for bytes that are not UTF-8. Here they become characters that no valid value has.
+        """
+        values = self.request.query_arguments.get(name)
+        return values[-1].decode("utf-8", "surrogateescape").strip() if values else None
+
+    def take_chunk(self, chunk: bytes) -> None:
         """Hold a piece of the body, unless it is too much for this request or for all requests together."""
-        self._size_bytes += len(chunk)
-        if self._size_bytes > self.plan.limits.body_bytes:
-            return self._refuse_midway(self._too_large())
-        if self.site.body_bytes + len(chunk) > self.plan.limits.inflight_bytes:
-            return self._refuse_midway(answers.busy("busy.backpressure"))
-        self.site.body_bytes += len(chunk)
-        self._chunks.append(chunk)
-        if self.body_clock is not None:
-            self.body_clock.received_bytes = self._size_bytes
-        return None
+        if self._held_bytes + len(chunk) > self.plan.limits.body_bytes:
+            self.answer_early(self._too_large())
+        elif not self._hold(len(chunk)):
+            self.answer_early(answers.busy("busy.backpressure"))
+        else:
+            self._chunks.append(chunk)
+            if self.body_clock is not None:
+                self.body_clock.received_bytes = self._held_bytes
 
-    async def _refuse_midway(self, answer: Answer) -> None:
-        """Answer while the body still arrives; from here on it is thrown away."""
+    def answer_early(self, answer: Answer) -> None:
+        """Answer before the body has arrived, and give back what did arrive."""
         self._release()
-        self.body_clock = None
-        await self.answer_early(answer)
+        super().answer_early(answer)
 
     def _too_large(self) -> Answer:
         return answers.refuse("limit.body", "body", f"must be at most {self.plan.limits.body_bytes} bytes")
 
+    def _hold(self, n_bytes: int) -> bool:
+        """Charge so many bytes to this request; False when all requests together would hold too much."""
+        if self.site.body_bytes + n_bytes > self.plan.limits.inflight_bytes:
+            return False
+        self.site.body_bytes += n_bytes
+        self._held_bytes += n_bytes
+        return True
+
+    def _release(self) -> None:
+        """Give the memory of the body back."""
+        self._chunks.clear()
+        self.site.body_bytes -= self._held_bytes
+        self._held_bytes = 0
+
     async def respond(self) -> Answer:
         """Decode the body and hand its events to the door."""
-        self.body_clock = None
-        self.site.gateway.metrics.http_request_bytes.inc(self._size_bytes)
         context = self._context(self._identity)
         try:
-            raw = await self._body()
-            return await self.take(raw, context)
+            return await self._take_body(context)
         except BodyError as error:
-            self._count_unreadable(context, error)
+            self.site.gateway.door.invalid(context, error.code)
             return answers.refuse(error.code, error.field, error.message)
+        except NoTurnError:
+            return answers.busy("busy.backpressure")
         finally:
             self._release()
 
-    async def take(self, raw: bytes, context: Context) -> Answer:
-        """Answer for a whole body. The two routes differ here."""
+    async def _take_body(self, context: Context) -> Answer:
+        """Take a small body at once, a large one when it has its turn: until its events are stored, for they are it."""
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        limits = self.plan.limits
+        codings = self._codings or bodies.sniff_codings(data)
+        raw: bytes | None = data
+        for coding in codings:
+            small = partial(bodies.decompress_small, coding, data, min(LARGE_BYTES, limits.decompressed_bytes))
+            raw = await self.site.large.run(small) if coding in bodies.SLOW_TO_START else small()
+        if raw is not None and len(raw) <= LARGE_BYTES:
+            return await self.take(self.decode(raw), context)
+        if (refusal := self._without_quota(context)) is not None:
+            return refusal
+        large = self.site.large
+        async with large.turn():
+            if raw is None:
+                raw = await large.run(
+                    bodies.decompress, codings[0], data, limits.decompressed_bytes, limits.decompressed_ratio
+                )
+                if not self._hold(len(raw) - self._held_bytes):
+                    return answers.busy("busy.backpressure")
+            del data
+            decoded = await large.run(self.decode, raw)
+            del raw
+            return await self.take(decoded, context)
+
+    def decode(self, raw: bytes) -> Decoded:
+        """Return the events of the body; blocking. The two routes differ here."""
         raise NotImplementedError
 
-    async def _body(self) -> bytes:
-        """Return the body, decompressed."""
-        data = b"".join(self._chunks)
-        limits = self.plan.limits
-        for coding in self._codings or bodies.sniff_codings(data):
-            async with self.site.decompressions:
-                data = await _off_loop(
-                    len(data), bodies.decompress, coding, data, limits.decompressed_bytes, limits.decompressed_ratio
-                )
-        return data
+    async def take(self, decoded: Decoded, context: Context) -> Answer:
+        """Judge and store the events of the body."""
+        if decoded.details:
+            # A body that is no events at all; the books count it as one invalid event.
+            self.site.gateway.door.invalid(context, decoded.details[0]["code"])
+            return answers.refuse_with(decoded.details)
+        refusal = self._over_quota(context, len(decoded.candidates))
+        if refusal is not None:
+            return refusal
+        return self.answer_for(await self.site.gateway.door.take(decoded.candidates, context, decoded.sent_at))
+
+    def answer_for(self, result: Result) -> Answer:
+        """Return the answer to what became of the events. The two routes differ here."""
+        raise NotImplementedError
 
     def _context(self, identity: Identity) -> Context:
         headers = self.request.headers
@@ -141,26 +174,18 @@ class IngestHandler(EdgeHandler):
             traceparent=self.traceparent,
         )
 
-    def over_quota(self, context: Context, n_events: int) -> Answer | None:
+    def _without_quota(self, context: Context) -> Answer | None:
+        """Return the 429 when the key may not send a single event now; nobody knows yet how many there are."""
+        wait_secs = self.plan.rate_limiter.wait_secs(context.key_id)
+        return _quota_used_up(wait_secs) if wait_secs > 0 else None
+
+    def _over_quota(self, context: Context, n_events: int) -> Answer | None:
         """Return the 429 when the key's quota does not hold so many events, and count them."""
         wait_secs = self.plan.rate_limiter.take(context.key_id, n_events)
         if wait_secs <= 0:
             return None
         self.site.gateway.door.refuse(n_events, context, "limit.rate")
-        return answers.refuse("limit.rate", "key", "has used up its quota", retry_after_secs=wait_secs)
-
-    def unreadable(self, context: Context, details: Sequence[Detail]) -> Answer:
-        """Answer for a body that is no events at all; the books count it as one invalid event."""
-        self.site.gateway.door.invalid(context, details[0]["code"])
-        return answers.refuse_with(details)
-
-    def _count_unreadable(self, context: Context, error: BodyError) -> None:
-        self.site.gateway.door.invalid(context, error.code)
-
-    def _release(self) -> None:
-        """Give the memory of the body back."""
-        self.site.body_bytes -= sum(map(len, self._chunks))
-        self._chunks.clear()
+        return _quota_used_up(wait_secs)
 
     def on_finish(self) -> None:
         """Count the answer and give back the memory, whichever way the request ended."""
@@ -170,7 +195,8 @@ class IngestHandler(EdgeHandler):
     def on_connection_close(self) -> None:
         """Give back the memory of a body that will never be complete."""
         super().on_connection_close()
-        self._release()
+        if not self._body_complete:
+            self._release()
 
 
 class EventHandler(IngestHandler):
@@ -179,15 +205,13 @@ class EventHandler(IngestHandler):
     route = "ingest"
     scope = "ingest"
 
-    async def take(self, raw: bytes, context: Context) -> Answer:
-        """Judge and store the one event of the body."""
-        candidate = await _off_loop(len(raw), decode_event, raw, self.plan.limits)
-        if candidate.mistake is not None:
-            return self.unreadable(context, [candidate.mistake])
-        quota = self.over_quota(context, 1)
-        if quota is not None:
-            return quota
-        result = await self.site.gateway.door.take([candidate], context)
+    def decode(self, raw: bytes) -> Decoded:
+        """Return the one event of the body."""
+        candidate = decode_event(raw, self.plan.limits)
+        return Decoded([candidate]) if candidate.mistake is None else Decoded([], details=[candidate.mistake])
+
+    def answer_for(self, result: Result) -> Answer:
+        """Return the answer to the one event."""
         return _single_answer(result)
 
 
@@ -197,23 +221,17 @@ class BatchHandler(IngestHandler):
     route = "batch"
     scope = "batch"
 
-    async def take(self, raw: bytes, context: Context) -> Answer:
-        """Judge every event of the body and store the good ones."""
-        decoded = await _off_loop(len(raw), decode_batch, raw, self._media_type, self.plan.limits)
-        if decoded.details:
-            return self.unreadable(context, decoded.details)
-        quota = self.over_quota(context, len(decoded.candidates))
-        if quota is not None:
-            return quota
-        result = await self.site.gateway.door.take(decoded.candidates, context, decoded.sent_at)
-        return _batch_answer(result, verbose=self.get_query_argument("verbose", "") in ("1", "true"))
+    def decode(self, raw: bytes) -> Decoded:
+        """Return the events of the body."""
+        return decode_batch(raw, self._media_type, self.plan.limits)
+
+    def answer_for(self, result: Result) -> Answer:
+        """Return the answer to the batch."""
+        return _batch_answer(result, verbose=self.query_value("verbose") in ("1", "true"))
 
 
-async def _off_loop(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do work on so many bytes: here when they are few, else in a thread."""
-    if n_bytes < THREAD_BYTES:
-        return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
+def _quota_used_up(wait_secs: float) -> Answer:
+    return answers.refuse("limit.rate", "key", "has used up its quota", retry_after_secs=wait_secs)
 
 
 def _single_answer(result: Result) -> Answer:

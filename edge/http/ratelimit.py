@@ -54,12 +54,25 @@ class RateLimiter:
         bucket = self._buckets.get(key_id)
         if bucket is None:
             return 0.0
+        self._fill(bucket)
         limit = bucket.limit
-        now = self._clock.monotonic()
-        bucket.events = min(limit.burst_events, bucket.events + (now - bucket.filled_at) * limit.events_per_sec)
-        bucket.filled_at = now
         missing = min(n_events, limit.burst_events) - bucket.events
         if missing > _ROUNDING:
             return missing / limit.events_per_sec
         bucket.events -= n_events
         return 0.0
+
+    def wait_secs(self, key_id: str) -> float:
+        """Return the seconds until one event would be granted, 0 for now. Takes none."""
+        bucket = self._buckets.get(key_id)
+        if bucket is None:
+            return 0.0
+        self._fill(bucket)
+        missing = 1 - bucket.events
+        return missing / bucket.limit.events_per_sec if missing > _ROUNDING else 0.0
+
+    def _fill(self, bucket: Bucket) -> None:
+        now = self._clock.monotonic()
+        earned = (now - bucket.filled_at) * bucket.limit.events_per_sec
+        bucket.events = min(bucket.limit.burst_events, bucket.events + earned)
+        bucket.filled_at = now

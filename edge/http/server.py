@@ -7,21 +7,22 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
-from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets, bind_unix_socket
+from tornado.netutil import bind_sockets, bind_unix_socket, ssl_wrap_socket
 from tornado.web import Application
 
 from edge.api import EdgeError
 from edge.config.model import Limits, Tls
 from edge.http import answers
-from edge.http.framing import FramingDelegate, answer_malformed_requests, closing_bytes
+from edge.http.connections import Acceptor, EdgeStream, EdgeTlsStream, closing_bytes, connection_bound
+from edge.http.framing import TARGET_BYTES, FramingDelegate
+from edge.http.state import Site
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ BACKLOG = 1024
 POLL_SECS = 0.02
 ADMIN_BODY_BYTES = 1 << 20
 ADMIN_CONNECTIONS = 64
+ADMIN_HEADER_BYTES = 16 * 1024
 
 UNLIMITED = 1 << 62
 """Tornado answers a body over its own limit with a bare 400; the handlers answer 413 before they read it."""
@@ -43,35 +45,89 @@ class EdgeHTTPServer(HTTPServer):
 
     bound = UNLIMITED
     """The most connections at once."""
+    target_bytes = TARGET_BYTES
+    """The longest request target, query included."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Set the server up; called by Tornado in place of a constructor."""
+        super().initialize(*args, **kwargs)
+        self.streams: set[EdgeStream] = set()
+        """The connections open at this moment, those before their TLS handshake included."""
+        self.refused: Callable[[int], None] = lambda status: None
+        """Called with the status of every answer that no handler gave."""
+        self._acceptors: list[Acceptor] = []
 
     @property
     def open_connections(self) -> int:
         """Connections open at this moment."""
-        return len(self._connections)
+        return len(self.streams)
 
-    def handle_stream(self, stream: IOStream, address: Any) -> None:
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Begin to accept on these sockets, which the server owns from here on."""
+        self._acceptors.extend(Acceptor(sock, self._serve) for sock in sockets)
+
+    def stop_accepting(self) -> None:
+        """Accept the connections that wait in the backlog, then close the listening sockets.
+
+        Requests that were sent in full by then are answered like any other. Call it after `Site.closing` was set and
+        before `wait_until_idle`.
+        """
+        for acceptor in self._acceptors:
+            acceptor.stop()
+
+    def stop(self) -> None:
+        """Do what `stop_accepting` does: Tornado's own would reset the connections in the backlog."""
+        self.stop_accepting()
+
+    def _serve(self, connection: socket.socket, address: Any) -> None:
         """Serve a connection, or turn it away when there are too many."""
-        if len(self._connections) < self.bound:
-            answer_malformed_requests(stream, self.conn_params.max_header_size)
-            super().handle_stream(stream, address)
+        if self.ssl_options is not None:
+            if len(self.streams) >= self.bound:
+                # An answer would have to wait for the handshake, and the connection with it.
+                connection.close()
+                return
+            try:
+                connection = ssl_wrap_socket(
+                    connection, self.ssl_options, server_side=True, do_handshake_on_connect=False
+                )
+            except OSError:
+                connection.close()  # the peer is gone already
+                return
+        stream = self._stream(connection)
+        if len(self.streams) <= self.bound:
+            self.handle_stream(stream, address)
             return
-
-        def close(written: asyncio.Future[None]) -> None:
-            written.exception()  # the peer may be gone; nobody else asks
+        answer = answers.busy("busy.backpressure")
+        self.refused(answer.status)
+        written = stream.write(closing_bytes(answer))
+        # Nearly always it is written by now, and a flood of these must not hold more descriptors than it has to.
+        if stream.writing():
+            written.add_done_callback(lambda written: stream.close())
+        else:
             stream.close()
 
-        stream.write(_TOO_MANY_CONNECTIONS).add_done_callback(close)
+    def _stream(self, connection: socket.socket) -> EdgeStream:
+        kind = EdgeStream if self.ssl_options is None else EdgeTlsStream
+        stream = kind(
+            connection,
+            header_bytes=self.conn_params.max_header_size,
+            refused=self.refused,
+            max_buffer_size=self.max_buffer_size,
+            read_chunk_size=self.read_chunk_size,
+        )
+        self.streams.add(stream)
+        stream.on_closed = self.streams.discard
+        return stream
 
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+    def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Look at a request's framing before any handler sees it."""
-        return FramingDelegate(super().start_request(server_conn, request_conn))
-
-
-_TOO_MANY_CONNECTIONS = closing_bytes(answers.busy("busy.backpressure"))
+        stream: EdgeStream = server_conn.stream
+        stream.begin_request()
+        return FramingDelegate(super().start_request(server_conn, request_conn), stream, self.target_bytes)
 
 
 def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> EdgeHTTPServer:
-    """Return the server of the ingest listeners, every limit of it set."""
+    """Return the server of the ingest listeners, every limit of it set. The application is `ingest_application`'s."""
     server = EdgeHTTPServer(
         application,
         ssl_options=_ssl_context(tls) if tls is not None else None,
@@ -83,7 +139,10 @@ def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> 
         # The stream holds at most what one read brings; bodies are taken piece by piece.
         max_buffer_size=max(2 * limits.header_bytes, 256 * 1024),
     )
-    server.bound = limits.connections
+    server.bound = connection_bound(limits.connections)
+    site: Site = application.settings["site"]
+    site.streams = server.streams
+    server.refused = site.count_refused
     return server
 
 
@@ -91,13 +150,14 @@ def admin_server(application: Application) -> EdgeHTTPServer:
     """Return the server of the admin listeners."""
     server = EdgeHTTPServer(
         application,
-        max_header_size=16 * 1024,
+        max_header_size=ADMIN_HEADER_BYTES,
         idle_connection_timeout=60,
         body_timeout=10,
         max_body_size=ADMIN_BODY_BYTES,
         max_buffer_size=2 * ADMIN_BODY_BYTES,
     )
     server.bound = ADMIN_CONNECTIONS
+    server.target_bytes = ADMIN_HEADER_BYTES  # a scrape may name every metric it wants
     return server
 
 
@@ -158,9 +218,17 @@ def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
 
 
 async def wait_until_idle(in_flight: set[Any], secs_left: Callable[[], float]) -> bool:
-    """Wait until every request has its answer; False when the time is up first."""
-    while in_flight:
-        if secs_left() <= 0:
+    """Wait until every request has its answer; False when the time is up first.
+
+    What was accepted a moment ago is read in the loop's next turns, so nothing in flight must be seen twice. When the
+    time is up, senders whose body has not arrived are told to come again.
+    """
+    idle = 0
+    while idle < 2:
+        idle = 0 if in_flight else idle + 1
+        if in_flight and secs_left() <= 0:
+            for handler in [*in_flight]:
+                handler.turn_away()
             return False
         await asyncio.sleep(POLL_SECS)
     return True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from edge.config.model import GatewayConfig, Limits
 from edge.gateway import Gateway
 from edge.http.auth import Authenticator
+from edge.http.large import LargeBodies
 from edge.http.origins import OriginPolicy
 from edge.http.proxies import TrustedProxies
 from edge.http.ratelimit import RateLimiter
@@ -22,7 +22,17 @@ class Served(Protocol):
     body_clock: Any
 
     def cut_off(self) -> None:
-        """Close its connection."""
+        """Answer it, although its body has not arrived."""
+
+
+class Stream(Protocol):
+    """A connection."""
+
+    def is_stuck(self, now: float) -> bool:
+        """Tell whether its peer does not take its answer; `now` is monotonic."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +73,11 @@ class Site:
     closing: bool = False
     """Draining has begun: what is not yet admitted is answered 503 `busy.draining`."""
     body_bytes: int = 0
-    """Bytes of bodies held at this moment, all requests together."""
-    decompressions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
-    """So many at once: each may need a dozen megabytes for its window and its output."""
+    """Bytes of bodies held at this moment, all requests together; what was decompressed counts in its full length."""
+    large: LargeBodies = field(default_factory=LargeBodies)
     in_flight: set[Any] = field(default_factory=set)
+    streams: Collection[Stream] = ()
+    """The connections of the ingest listeners; the server puts its own here."""
     _counters: dict[tuple[str, str, int], Any] = field(default_factory=dict)
     _durations: dict[str, Any] = field(default_factory=dict)
 
@@ -80,12 +91,16 @@ class Site:
         counter.inc()
         self._durations[route].observe(duration_secs)
 
+    def count_refused(self, status: int) -> None:
+        """Count an answer that no handler gave: to what is no HTTP, or to a connection too many."""
+        self.gateway.metrics.http_requests.labels("other", "other", str(status)).inc()
+
     def reload(self, config: GatewayConfig) -> None:
         """Put the plan of a new configuration in place; requests in flight keep the one they began with."""
         self.plan = http_plan(config, self.gateway, self.plan)
 
     def sweep(self) -> None:
-        """Cut off bodies that arrive too slowly. Called every second."""
+        """Cut off bodies that arrive too slowly, and peers that do not take their answers. Called every second."""
         now = monotonic()
         slow: Sequence[Served] = [
             handler
@@ -94,3 +109,6 @@ class Site:
         ]
         for handler in slow:
             handler.cut_off()
+        stuck = [stream for stream in self.streams if stream.is_stuck(now)]
+        for stream in stuck:
+            stream.close()

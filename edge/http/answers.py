@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from edge.outcomes import JSON_CODES, VALIDATION_CODES
 from edge.validation import Detail
 
 
@@ -31,22 +32,14 @@ class Refusal:
 INVALID_EVENT = Refusal(
     HTTPStatus.BAD_REQUEST,
     "Invalid event",
-    (
-        "validation.required",
-        "validation.type",
-        "validation.format",
-        "validation.enum",
-        "validation.length",
-        "validation.unknown",
-        "validation.limit",
-    ),
+    VALIDATION_CODES,
     "an event breaks the schema",
     "fix it, not retry",
 )
 INVALID_JSON = Refusal(
     HTTPStatus.BAD_REQUEST,
     "Invalid JSON",
-    ("json.syntax", "json.encoding", "json.limit"),
+    JSON_CODES,
     "the body is not JSON, not UTF-8, holds NaN, is nested too deep, or has too many values",
     "not retry",
 )

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from edge.config.model import Limits
 from edge.door import Candidate
 from edge.http.bodies import BodyError, split_ndjson
-from edge.validation import Detail, check_structure, check_structures, echo_name, is_datetime, parse_json
+from edge.json_body import check_structure, check_structures, parse_json
+from edge.validation import Detail, echo_name, is_datetime
 
 ENVELOPE_FIELDS = ("events", "sent_at")
 

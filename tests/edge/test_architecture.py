@@ -14,7 +14,7 @@ LAYERS = [
     {"edge.api", "edge.clock", "edge.example", "edge.near_names"},
     {"edge.event", "edge.outcomes", "edge.hookspecs", "edge.logs", "edge.patterns"},
     {"edge.registry", "edge.conditions", "edge.validation", "edge.spool"},
-    {"edge.config"},
+    {"edge.config", "edge.json_body"},
     {"edge.binding"},
     {"edge.pipeline", "edge.metrics"},
     {"edge.door", "edge.delivery"},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.validation import check_structure, check_structures, parse_json
+from edge.json_body import check_structure, check_structures, parse_json
 
 BROKEN = [
     ("empty", b"", "json.syntax", "must not be empty"),

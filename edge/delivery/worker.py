@@ -246,7 +246,8 @@ class SinkWorker:
         """
         batcher = self._batcher
         while not self._waiter.stopping:
-            if batcher.full:
+            if batcher.full or (batcher.behind and batcher.empty):
+                # Nothing but skipped events needs no company: a sink that is through is not to look behind.
                 return batcher.cut()
             now = self._clock.monotonic()
             unread = self._log.durable_seq - batcher.read_position

@@ -447,3 +447,19 @@ async def test_worker_starts_over_from_its_cursor_when_the_spool_cannot_be_read(
     assert calls >= 4
     assert st.sink.numbers() == list(range(6))
     st.assert_balanced()
+
+
+async def test_worker_passes_what_others_had_replayed_while_it_was_stopped(
+    spool: Any, station: Any, eventually: Any
+) -> None:
+    st = station()
+    worker = st.start()
+    await spool.put(1)
+    await eventually(lambda: st.settled)
+    await worker.stop(1)
+    await spool.put(3, kind=REPLAY, sink="another")
+    worker = st.start()
+    await eventually(lambda: worker.snapshot().pending_events == 0)
+    assert st.sink.numbers() == [0]
+    assert worker.snapshot().cursor.skipped == 3
+    assert worker.snapshot().oldest_pending_age_secs == 0

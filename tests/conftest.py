@@ -30,6 +30,9 @@ KEY = "test-key-0123456789"
 def _logging() -> None:
     """Send structlog through the standard library, as the gateway does, so that caplog sees every line."""
     logs.configure("debug", "json")
+    # Without this, Tornado's loop asks for the thread's event loop, gets one made for it, and puts it back at the end;
+    # the next `asyncio.run` drops it unclosed.
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture

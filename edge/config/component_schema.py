@@ -50,9 +50,11 @@ RETRY = {
     Optional(
         "initial_secs", default=0.5, description="Longest wait after the first failure; it doubles from there."
     ): Number(0, above=True, example=0.5),
-    Optional("max_secs", default=60, description="Longest wait between two attempts."): Number(
-        0, above=True, example=60
-    ),
+    Optional(
+        "max_secs",
+        default=60,
+        description="Longest wait between two attempts, or between two probes of a target that is down.",
+    ): Number(0, above=True, example=60),
     Optional(
         "give_up_secs", default=None, description="After so long the events become dead letters; null: never."
     ): OrNull(Number(0, above=True, example=3600)),

@@ -46,7 +46,7 @@ def own_options(component: type[Component]) -> dict[Any, Any]:
 def common_options(component: type[Component]) -> dict[Any, Any]:
     """Return the options that the gateway adds to a component's own, with the defaults that its class asks for."""
     keys = with_defaults(SINK, component.defaults) if issubclass(component, Sink) else dict(STEP)
-    if getattr(component, "when_required", False):
+    if component.when_required:
         message = "is required; write which events are meant, e.g. when: {event_type: heartbeat}"
         when = Required("when", msg=message, description="Which events the component is asked about.")
         keys = {key: value for key, value in keys.items() if key_text(key) != "when"}

@@ -95,10 +95,6 @@ class Site:
         """Count an answer that no handler gave: to what is no HTTP, or to a connection too many."""
         self.gateway.metrics.http_requests.labels("other", "other", str(status)).inc()
 
-    def reload(self, config: GatewayConfig) -> None:
-        """Put the plan of a new configuration in place; requests in flight keep the one they began with."""
-        self.plan = http_plan(config, self.gateway, self.plan)
-
     def sweep(self) -> None:
         """Cut off bodies that arrive too slowly, and peers that do not take their answers. Called every second."""
         now = monotonic()

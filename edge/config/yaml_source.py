@@ -88,6 +88,8 @@ def _events(source: Source, text: str) -> Iterator[Any]:
         raise _fatal(source, line, "has a control character, which YAML does not allow", "remove it") from None
     except yaml.MarkedYAMLError as error:
         line = int(getattr(error.problem_mark, "line", 0)) + 1
+        if "nesting depth" in str(error.problem):  # libyaml has a limit of its own, and looks ahead of the reader
+            raise _too_deep(source, line) from None
         what = f"is not YAML: {error.problem or error.context or 'cannot be read'}"
         advice = "check the indentation (spaces, no tabs), and write text with special characters in quotes"
         raise _fatal(source, line, what, advice) from None
@@ -99,6 +101,10 @@ def _line(event: Any) -> int:
 
 def _fatal(source: Source, line: int, what: str, advice: str) -> ConfigError:
     return ConfigError([*source.problems, Problem(source.file, line, "", what, advice)])
+
+
+def _too_deep(source: Source, line: int) -> ConfigError:
+    return _fatal(source, line, f"is nested deeper than {DEPTH} levels", "write it flatter")
 
 
 class _Reader:
@@ -129,7 +135,7 @@ class _Reader:
         self._source.lines.setdefault(path, line)
         self._values += 1
         if depth > DEPTH:
-            raise _fatal(self._source, line, f"is nested deeper than {DEPTH} levels", "write it flatter")
+            raise _too_deep(self._source, line)
         if self._values > VALUES:
             raise _fatal(self._source, line, f"has more than {VALUES} values", "write fewer")
         if self._refused(event, path, line):

@@ -1,0 +1,51 @@
+"""Ledgers: append-only files in which the parties of a test write down what they did, each in a process of its own.
+
+A line is ``<event_id> <sha256 of the canonical event> <monotonic seconds>``; it is written with one ``write`` to a file
+opened with ``O_APPEND``, so that a line is there whole or not at all whatever dies next. The monotonic clock is the
+machine's, the same in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+
+class Entry(NamedTuple):
+    """One line of a ledger."""
+
+    event_id: str
+    digest: str
+    at: float
+
+
+class Ledger:
+    """Writes lines. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def write(self, entries: Iterable[tuple[str, str]]) -> None:
+        """Append entries, in one piece."""
+        now = time.monotonic()
+        os.write(self._fd, "".join(f"{event_id} {digest} {now:.6f}\n" for event_id, digest in entries).encode())
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a ledger; a line that is being written is left out."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        event_id, digest, at = line.decode().split(" ")
+        yield Entry(event_id, digest, float(at))
+
+
+def digest_of(event: object) -> str:
+    """Return the digest of an event, whatever the order of its fields."""
+    return hashlib.sha256(orjson.dumps(event, option=orjson.OPT_SORT_KEYS)).hexdigest()

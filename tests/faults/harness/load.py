@@ -27,7 +27,8 @@ from harness import ledger
 
 EVENT = {
     "event_type": "click", "event_name": "button_click", "event_time": "2025-09-17T10:00:00Z",
-    "user_id": "usr_987654321", "session_id": "sess_123456789", "page_name": "checkout", "device_type": "mobile", "platform": "ios",
+    "user_id": "usr_987654321", "session_id": "sess_123456789", "page_name": "checkout",
+    "device_type": "mobile", "platform": "ios",
 }  # fmt: skip
 PAUSE_SECS = 0.01
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = [
     {"edge"},
-    {"edge.api", "edge.clock", "edge.example", "edge.near_names"},
+    {"edge.acceptor", "edge.api", "edge.clock", "edge.example", "edge.near_names"},
     {"edge.event", "edge.outcomes", "edge.hookspecs", "edge.logs", "edge.patterns"},
     {"edge.registry", "edge.conditions", "edge.validation", "edge.spool"},
     {"edge.config", "edge.json_body"},

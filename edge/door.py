@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -147,6 +147,49 @@ class Door:
         finally:
             self._in_flight -= n_events
 
+    def take_now(
+        self, candidates: Sequence[Candidate], context: Context, sent_at: str, done: Callable[[Result], None]
+    ) -> None:
+        """Do what `take` does with the events of a small body, without a task; `done` has the result.
+
+        All are judged at once: the caller sees to it that there are few enough.
+        """
+        n_events = len(candidates)
+        self._received += n_events
+        self._in_flight += n_events
+        self._books.received(context.key_id, n_events)
+        try:
+            plan = self.plan
+            result = Result([_judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates])
+            accepted, lines = _encode(result.judged)
+            if not accepted:
+                self._settle(result.judged, result.counts)
+                self._in_flight -= n_events
+                done(result)
+                return
+        except BaseException:
+            self._in_flight -= n_events
+            raise
+
+        def stored(future: asyncio.Future[int] | None, error: BaseException | None = None) -> None:
+            error = error if future is None else future.exception()
+            if error is None:
+                self.stored += len(accepted)
+            else:
+                result.busy = _busy_code(error)
+                for item in accepted:
+                    item.outcome, item.reason = Outcome.REJECTED, result.busy
+            self._settle(result.judged, result.counts)
+            self._in_flight -= n_events
+            done(result)
+
+        try:
+            future = self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
+            stored(None, error)
+        else:
+            future.add_done_callback(stored)
+
     def refuse(self, n_events: int, context: Context, reason: str) -> None:
         """Count events that were received and refused unseen (the key's quota is used up)."""
         self._received += n_events
@@ -186,13 +229,8 @@ class Door:
         """Store the events and wait until they are durable; return a ``busy.*`` code if they are not."""
         try:
             await self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
-        except Exception as error:
-            for kind, code in BUSY_CODES:
-                if isinstance(error, kind):
-                    return code
-            # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
-            log.exception("storing events failed in a way the spool does not know")
-            return "busy.unknown"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
+            return _busy_code(error)
         self.stored += len(accepted)
         return ""
 
@@ -202,6 +240,16 @@ class Door:
             counts[outcome] += n_events
             self._settled += n_events
             self._books.settled(outcome, reason, n_events)
+
+
+def _busy_code(error: BaseException) -> str:
+    """Return the ``busy.*`` code for what kept events from being stored."""
+    for kind, code in BUSY_CODES:
+        if isinstance(error, kind):
+            return code
+    # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
+    log.error("storing events failed in a way the spool does not know", exc_info=error)
+    return "busy.unknown"
 
 
 def _encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:

@@ -26,6 +26,7 @@ from edge.config.model import GatewayConfig
 from edge.gateway import Gateway
 from edge.http.admin import AdminSite, admin_application
 from edge.http.app import ingest_application
+from edge.http.fast import FastServer
 from edge.http.server import EdgeHTTPServer, addresses_of, admin_server, ingest_server, listen, wait_until_idle
 from edge.http.state import HttpPlan, Site, http_plan
 from edge.metrics import Metrics
@@ -127,7 +128,7 @@ class Process:
         self._reloading = asyncio.Lock()
         self.gateway: Gateway
         self._site: Site
-        self._ingest: EdgeHTTPServer
+        self._ingest: EdgeHTTPServer | FastServer
         self._admin: EdgeHTTPServer
 
     async def serve(self, announce: Announce) -> int:
@@ -164,7 +165,7 @@ class Process:
         self.gateway = Gateway(self.config, self._registry, Metrics(CollectorRegistry()), SystemClock())
         server = self.config.server
         self._site = Site(self.gateway, http_plan(self.config, self.gateway), tls=server.tls is not None)
-        self._ingest = ingest_server(ingest_application(self._site), server.limits, server.tls)
+        self._ingest = ingest_server(ingest_application(self._site), server)
         self._admin = admin_server(admin_application(AdminSite(self.gateway, self.config.admin.token, self.reload)))
         self.gateway.metrics.sources["edge_http_connections"] = lambda: [((), float(self._ingest.open_connections))]
         await self.gateway.start()

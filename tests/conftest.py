@@ -119,12 +119,18 @@ Launch = Callable[..., Awaitable[Running]]
 
 
 @pytest.fixture
-def config_path(tmp_path: Path) -> Callable[..., Path]:
+def http_server() -> str:
+    """Which HTTP server the gateways of a test have; the tests of HTTP itself run on both."""
+    return "fast"
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, http_server: str) -> Callable[..., Path]:
     """Write a configuration: a test's own parts over a small complete one; return its path."""
 
     def write(**parts: Any) -> Path:
         config: dict[str, Any] = {
-            "server": {"listen": "127.0.0.1:0", "drain_timeout_secs": 2},
+            "server": {"listen": "127.0.0.1:0", "drain_timeout_secs": 2, "http": http_server},
             "admin": {"listen": "127.0.0.1:0"},
             "auth": {"mode": "keys", "keys": [{"id": "test", "key": KEY}]},
             "spool": {"path": str(tmp_path / "spool"), "segment_bytes": 1 << 20},

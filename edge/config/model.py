@@ -46,7 +46,7 @@ class Server:
 
     listen: tuple[str, ...]
     """`host:port`, `[v6]:port` or `unix:/path`."""
-    http: Literal["tornado"]
+    http: Literal["fast", "tornado"]
     workers: int
     tls: Tls | None
     trusted_proxies: tuple[str, ...]

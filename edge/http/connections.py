@@ -139,6 +139,11 @@ class EdgeStream(IOStream):
         """Tell whether an answer has been waiting too long for the peer to take it; `now` is monotonic."""
         return self.writing() and now - self._writing_since > WRITE_SECS
 
+    def sweep(self, now: float) -> None:
+        """Close a connection that does not take its answer; called every second."""
+        if self.is_stuck(now):
+            self.close()
+
     def close_fd(self) -> None:
         """Tell, beside closing, that the connection is gone."""
         super().close_fd()

@@ -45,6 +45,22 @@ class Wire(Protocol):
         """Remember in which words the request is to be refused."""
 
 
+class FramingHeaders(Protocol):
+    """Headers of either HTTP server, as far as framing is concerned; names are found in any case."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return a header's value."""
+
+    def get_list(self, name: str, /) -> list[str]:
+        """Return the values of every header of this name."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __setitem__(self, name: str, value: str, /) -> None: ...
+
+    def __delitem__(self, name: str, /) -> None: ...
+
+
 class FramingDelegate(HTTPMessageDelegate):
     """Stands before the handler of one request. Owned by the connection, for as long as the request is read."""
 
@@ -86,7 +102,7 @@ class FramingDelegate(HTTPMessageDelegate):
             self._inner.on_connection_close()
 
 
-def check_head(head: bytes, start_line: RequestStartLine, headers: HTTPHeaders, target_bytes: int) -> None:
+def check_head(head: bytes, start_line: RequestStartLine, headers: FramingHeaders, target_bytes: int) -> None:
     """Raise `MalformedError` unless the head can be read in one way only, and is no larger than it should be.
 
     Rewrites what Tornado would misread: an absurd length, `Expect` in another case.
@@ -107,7 +123,7 @@ def check_head(head: bytes, start_line: RequestStartLine, headers: HTTPHeaders, 
     _prepare_expect(start_line.version, headers)
 
 
-def _check_framing(version: str, headers: HTTPHeaders) -> None:
+def _check_framing(version: str, headers: FramingHeaders) -> None:
     """Refuse everything but one length, or one `chunked`, or neither."""
     codings = headers.get_list("Transfer-Encoding")
     lengths = headers.get_list("Content-Length")
@@ -124,9 +140,9 @@ def _check_framing(version: str, headers: HTTPHeaders) -> None:
             headers["Content-Length"] = significant if len(significant) <= len(ABSURD_LENGTH) else ABSURD_LENGTH
 
 
-def _prepare_expect(version: str, headers: HTTPHeaders) -> None:
+def _prepare_expect(version: str, headers: FramingHeaders) -> None:
     """Let Tornado see `Expect` only as it understands it. The value has no case (RFC 9110, 10.1.1)."""
-    expect = headers.get("Expect")
+    expect = headers.get("Expect") or None
     if expect is None or expect == "100-continue":
         if version == "HTTP/1.0" and expect is not None:
             del headers["Expect"]

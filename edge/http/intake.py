@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -56,7 +56,7 @@ class Head(Protocol):
 
 
 class Intake:
-    """One request to an ingest route, from its head to its answer. `release` is called when it is over, whatever ended it.
+    """One request to an ingest route, from its head to its answer. `release` is called when it is over, in any way.
 
     The plan of the moment it began holds for the whole request.
     """
@@ -121,6 +121,37 @@ class Intake:
         self._chunks.clear()
         self.site.body_bytes -= self.held_bytes
         self.held_bytes = 0
+
+    def reserve(self, n_bytes: int) -> bool:
+        """Charge a body before it is there; False when all requests together would hold too much."""
+        return self._hold(n_bytes)
+
+    def hold_whole(self, body: bytes) -> None:
+        """Take a body that was reserved."""
+        self._chunks.append(body)
+
+    def respond_now(self, body: bytes, done: Callable[[Answer], None]) -> bool:
+        """Do what `respond` does with a small, plain body, without a task; False when the body is not of that kind.
+
+        `done` has the answer, now or once the events are stored.
+        """
+        if self._codings or bodies.sniff_codings(body):
+            return False
+        context = self._context()
+        try:
+            decoded = self._decode(body)
+        except BodyError as error:
+            self.site.gateway.door.invalid(context, error.code)
+            done(answers.refuse(error.code, error.field, error.message))
+            return True
+        refusal = self._refusal_of_events(decoded, context)
+        if refusal is not None:
+            done(refusal)
+            return True
+        self.site.gateway.door.take_now(
+            decoded.candidates, context, decoded.sent_at, lambda result: done(self._answer_for(result))
+        )
+        return True
 
     async def respond(self) -> Answer:
         """Decode the body, which has arrived, and hand its events to the door."""

@@ -18,10 +18,12 @@ from tornado.netutil import bind_sockets, bind_unix_socket, ssl_wrap_socket
 from tornado.web import Application
 
 from edge.api import EdgeError
-from edge.config.model import Limits, Tls
+from edge.config.model import Limits, Server, Tls
 from edge.http import answers
 from edge.http.connections import Acceptor, EdgeStream, EdgeTlsStream, closing_bytes, connection_bound
+from edge.http.fast import FastServer
 from edge.http.framing import TARGET_BYTES, FramingDelegate
+from edge.http.quick import QuickRoutes
 from edge.http.state import Site
 
 log = structlog.get_logger(__name__)
@@ -126,8 +128,26 @@ class EdgeHTTPServer(HTTPServer):
         return FramingDelegate(super().start_request(server_conn, request_conn), stream, self.target_bytes)
 
 
-def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> EdgeHTTPServer:
+def ingest_server(application: Application, server: Server) -> EdgeHTTPServer | FastServer:
     """Return the server of the ingest listeners, every limit of it set. The application is `ingest_application`'s."""
+    site: Site = application.settings["site"]
+    limits, tls = server.limits, server.tls
+    if server.http == "fast":
+        fast = FastServer(
+            application,
+            QuickRoutes(site),
+            header_bytes=limits.header_bytes,
+            idle_secs=limits.idle_secs,
+            bound=connection_bound(limits.connections),
+            ssl_context=_ssl_context(tls) if tls is not None else None,
+            refused=site.count_refused,
+        )
+        site.streams = fast.connections
+        return fast
+    return _tornado_server(application, site, limits, tls)
+
+
+def _tornado_server(application: Application, site: Site, limits: Limits, tls: Tls | None) -> EdgeHTTPServer:
     server = EdgeHTTPServer(
         application,
         ssl_options=_ssl_context(tls) if tls is not None else None,
@@ -140,7 +160,6 @@ def ingest_server(application: Application, limits: Limits, tls: Tls | None) -> 
         max_buffer_size=max(2 * limits.header_bytes, 256 * 1024),
     )
     server.bound = connection_bound(limits.connections)
-    site: Site = application.settings["site"]
     site.streams = server.streams
     server.refused = site.count_refused
     return server

@@ -28,11 +28,8 @@ class Served(Protocol):
 class Stream(Protocol):
     """A connection."""
 
-    def is_stuck(self, now: float) -> bool:
-        """Tell whether its peer does not take its answer; `now` is monotonic."""
-
-    def close(self) -> None:
-        """Close it."""
+    def sweep(self, now: float) -> None:
+        """Close it when its peer neither says nor takes anything for too long; `now` is monotonic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +102,5 @@ class Site:
         ]
         for handler in slow:
             handler.cut_off()
-        stuck = [stream for stream in self.streams if stream.is_stuck(now)]
-        for stream in stuck:
-            stream.close()
+        for stream in [*self.streams]:
+            stream.sweep(now)

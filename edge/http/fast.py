@@ -1,0 +1,359 @@
+"""The fast HTTP server (`server.http: fast`): asyncio protocols in place of Tornado's streams, the same answers.
+
+Tornado's own HTTP/1 costs about 120 us a request before any handler runs. Here a connection is one protocol object: it
+finds the end of a head, has llhttp read it, and either takes the short way of `edge.http.quick` (the usual request to
+an ingest route) or hands the request to Tornado's application over `edge.http.bridge`. One request at a time: what a
+sender pipelines waits in the buffer, which keeps the answers in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import structlog
+from tornado.httputil import HTTPServerConnectionDelegate
+
+from edge.http import answers, connections
+from edge.http.bridge import Bridge, Context
+from edge.http.connections import Acceptor, closing_bytes, malformed
+from edge.http.framing import TARGET_BYTES, MalformedError
+from edge.http.quick import Quick, QuickRoutes
+from edge.http.wire import HEAD_END, WireHead, parse_head
+
+log = structlog.get_logger(__name__)
+
+BUFFER_BYTES: Final = 256 * 1024
+"""What may wait in a connection's buffer before nothing more is read from it."""
+WRITE_BUFFER_BYTES: Final = 64 * 1024
+GATHER_SECS: Final = 1.0
+"""A small body that is not there within this time goes the ordinary way, where slow senders are watched."""
+CLOSE_POLL_SECS: Final = 0.01
+
+
+class FastConnection(asyncio.Protocol):
+    """One connection. `buffer` holds what has arrived and nobody has taken: a head, the body in hand, what follows."""
+
+    def __init__(self, server: FastServer) -> None:
+        self.server = server
+        self.buffer = bytearray()
+        self.context: Context
+        self._transport: Any = None
+        self._bridge: Bridge | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._quick: Quick | None = None
+        self._gathering: tuple[WireHead, int] | None = None
+        """A head whose body is small and not all there yet, and the length of that body."""
+        self._since = time.monotonic()
+        """Since when the connection waits for what it waits for: the next head, or the rest of a small body."""
+        self._arrived: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._blocked_since = 0.0
+        self._is_paused = False
+        self._ended = False
+        self._at_end = False
+
+    # --- asyncio's side
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        self._transport = transport
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self.context = Context(transport.get_extra_info("socket"), tls=self.server.tls)
+        if not self.server.admit(self):
+            self.answer_and_end(answers.busy("busy.backpressure"))
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived."""
+        if self._ended:
+            return
+        self.buffer += data
+        if self._bridge is None and self._quick is None:
+            self._go_on()
+        elif self._arrived is not None:
+            self._wake()
+        if len(self.buffer) > BUFFER_BYTES and not self._is_paused and self.is_busy:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The sender has sent all it wants to; it may still wait for answers."""
+        self._at_end = True
+        self._wake()
+        if not self.is_busy:
+            self.end()
+        return not self.server.tls
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Let go of everything."""
+        self._ended = self._at_end = True
+        self.server.connections.discard(self)
+        self._wake()
+        self.resume_writing()
+        self.buffer.clear()
+        if self._gathering is not None and self._quick is not None:
+            self._quick.release()
+        if self._bridge is not None:
+            self._bridge.lose()
+
+    def pause_writing(self) -> None:
+        """The peer does not take its answers."""
+        self._blocked_since = time.monotonic()
+        self._drained = self.server.loop.create_future()
+
+    def resume_writing(self) -> None:
+        """The peer has taken enough."""
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    # --- requests, one after the other
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self._bridge is not None or self._quick is not None
+
+    def next_request(self) -> None:
+        """Go on with what follows the request that has just been answered."""
+        self._bridge = self._quick = self._task = self._gathering = None
+        self._since = time.monotonic()
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self.buffer:
+            self._go_on()
+        if self._at_end and not self.is_busy:
+            self.end()
+
+    def _go_on(self) -> None:
+        """Begin with the request at the front of the buffer as soon as its head is there."""
+        if self._drained is not None:
+            # Answers that nobody takes: no further request is looked at before they are.
+            self._drained.add_done_callback(lambda _: self._go_on() if not self.is_busy else None)
+            return
+        buffer = self.buffer
+        while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
+            del buffer[:2]
+        end = buffer.find(HEAD_END)
+        limit = self.server.header_bytes
+        if end + len(HEAD_END) > limit or (end < 0 and len(buffer) > limit):
+            self.refuse(MalformedError("headers", f"must be at most {limit} bytes"))
+            return
+        if end < 0:
+            if b"\n\n" in buffer:
+                self.refuse(MalformedError("headers", "must have lines that end with CR LF"))
+            return
+        head = bytes(buffer[: end + len(HEAD_END)])
+        del buffer[: end + len(HEAD_END)]
+        try:
+            self._begin(parse_head(head, TARGET_BYTES))
+        except MalformedError as error:
+            self.refuse(error)
+
+    def _begin(self, head: WireHead) -> None:
+        """Take the short way with a request, or the ordinary one."""
+        self._quick = quick = self.server.routes.take(head, self)
+        if quick is None:
+            self._cross(head)
+        elif len(self.buffer) >= quick.length:
+            quick.run(self._body(quick.length))
+        else:
+            self._gathering = head, quick.length
+            self._since = time.monotonic()
+            self._arrived = self.server.loop.create_future()
+            self._arrived.add_done_callback(self._gather)
+
+    def _gather(self, _: object) -> None:
+        """Look whether a small body is complete."""
+        if self._gathering is None or self._quick is None or self._ended:
+            return
+        _, length = self._gathering
+        if len(self.buffer) >= length:
+            self._gathering = None
+            self._quick.run(self._body(length))
+        elif self._at_end:
+            self._quick.release()
+            self.end()
+        else:
+            self._arrived = self.server.loop.create_future()
+            self._arrived.add_done_callback(self._gather)
+
+    def _body(self, length: int) -> bytes:
+        body = bytes(self.buffer[:length])
+        del self.buffer[:length]
+        return body
+
+    def _cross(self, head: WireHead) -> None:
+        """Hand the request to Tornado's application."""
+        self._bridge = Bridge(self.server.application, self, head)
+        self._task = self.server.loop.create_task(self._bridge.run())
+
+    def ordinary(self) -> None:
+        """Let a request whose small body is not there yet go the ordinary way."""
+        if self._gathering is not None and self._quick is not None:
+            head, _ = self._gathering
+            self._quick.release()
+            self._gathering = self._quick = self._arrived = None
+            self._cross(head)
+
+    # --- the request's side
+
+    async def more(self) -> bool:
+        """Wait for more in the buffer; False when none will come."""
+        if self._at_end:
+            return False
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        self._arrived = self.server.loop.create_future()
+        await self._arrived
+        return bool(self.buffer) or not self._at_end
+
+    def _wake(self) -> None:
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None and not arrived.done():
+            arrived.set_result(None)
+
+    def write(self, data: bytes) -> None:
+        """Write, without waiting. What is written to a connection that has ended goes nowhere."""
+        if not self._ended:
+            self._transport.write(data)
+
+    async def written(self) -> None:
+        """Wait until the peer has taken so much that more may be written."""
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def refuse(self, error: MalformedError) -> None:
+        """Answer 400 and end the connection."""
+        self.answer_and_end(malformed(error.field, error.message))
+
+    def answer_and_end(self, answer: answers.Answer) -> None:
+        """Give an answer that no handler gives, and end the connection."""
+        self.server.refused(answer.status)
+        self.write(closing_bytes(answer, tls=self.server.tls))
+        self.end()
+
+    def end(self) -> None:
+        """End the connection once what was written is out."""
+        if not self._ended:
+            self._ended = True
+            self.buffer.clear()
+            self._transport.close()
+
+    def close(self) -> None:
+        """End the connection now."""
+        self._ended = True
+        self._transport.abort()
+
+    # --- the server's side
+
+    def writing(self) -> bool:
+        """Say whether the peer has more to take than it takes."""
+        return self._drained is not None
+
+    def closed(self) -> bool:
+        """Say whether the connection has ended."""
+        return self._ended
+
+    def sweep(self, now: float) -> None:
+        """Close a connection that says nothing or takes nothing for too long; see to a body that is late."""
+        if self._drained is not None:
+            if now - self._blocked_since > connections.WRITE_SECS:
+                self.close()
+        elif self._gathering is not None:
+            if now - self._since > GATHER_SECS:
+                self.ordinary()
+        elif not self.is_busy and now - self._since > self.server.idle_secs:
+            self.end()
+
+
+class FastServer:
+    """Listeners whose connections are `FastConnection`. Has what the process uses of Tornado's server."""
+
+    def __init__(
+        self,
+        application: HTTPServerConnectionDelegate,
+        routes: QuickRoutes,
+        *,
+        header_bytes: int,
+        idle_secs: float,
+        bound: int,
+        ssl_context: ssl.SSLContext | None,
+        refused: Callable[[int], None],
+    ) -> None:
+        self.application = application
+        self.routes = routes
+        self.header_bytes = header_bytes
+        self.idle_secs = idle_secs
+        self.bound = bound
+        self.refused = refused
+        self.tls = ssl_context is not None
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[FastConnection] = set()
+        self._ssl_context = ssl_context
+        self._acceptors: list[Acceptor] = []
+        self._beginning: set[asyncio.Task[None]] = set()
+
+    @property
+    def streams(self) -> set[FastConnection]:
+        """The connections open at this moment."""
+        return self.connections
+
+    @property
+    def open_connections(self) -> int:
+        """Connections open at this moment, those before their TLS handshake included."""
+        return len(self.connections) + (len(self._beginning) if self.tls else 0)
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Begin to accept on these sockets, which the server owns from here on."""
+        self._acceptors.extend(Acceptor(sock, self._serve) for sock in sockets)
+
+    def stop(self) -> None:
+        """Do what `stop_accepting` does."""
+        self.stop_accepting()
+
+    def stop_accepting(self) -> None:
+        """Accept the connections that wait in the backlog, then close the listening sockets."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for connection in [*self.connections]:
+            connection.ordinary()
+
+    async def close_all_connections(self) -> None:
+        """Close every connection, idle or not."""
+        for task in self._beginning:
+            task.cancel()
+        for connection in [*self.connections]:
+            connection.end()
+        while self.connections:  # noqa: ASYNC110 - connections end when the loop says so; an event for each would be state
+            await asyncio.sleep(CLOSE_POLL_SECS)
+
+    def admit(self, connection: FastConnection) -> bool:
+        """Count a connection in; False when there are too many."""
+        self.connections.add(connection)
+        return len(self.connections) <= self.bound
+
+    def _serve(self, connection: socket.socket, address: Any) -> None:
+        if self.tls and self.open_connections >= self.bound:
+            # An answer would have to wait for the handshake, and the connection with it.
+            connection.close()
+            return
+        connection.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        task = self.loop.create_task(self._connect(connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        options: dict[str, Any] = {}
+        if self._ssl_context is not None:
+            options = {"ssl": self._ssl_context, "ssl_handshake_timeout": self.idle_secs}
+        try:
+            await self.loop.connect_accepted_socket(lambda: FastConnection(self), connection, **options)
+        except OSError as error:
+            log.debug("a connection ended before it began", error=str(error))

@@ -75,7 +75,9 @@ def content_codings(header: str | None) -> tuple[str, ...]:
 
     `identity` is left out. An unknown coding, and more than one (nested bombs), is a `BodyError`.
     """
-    named = [name for part in (header or "").split(",") if (name := part.strip().lower()) not in ("", "identity")]
+    if not header:
+        return ()
+    named = [name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity")]
     if not all(name in _CODINGS for name in named):
         raise BodyError(415, "http.encoding", "Content-Encoding", "must be one of: gzip, deflate, zstd, br, identity")
     if len(named) > 1:

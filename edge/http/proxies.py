@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
@@ -30,6 +31,8 @@ class TrustedProxies:
         address = _parse(peer)
         if address is None:
             return peer
+        if not self._networks:
+            return str(address)
         for name in self._walk(forwarded_for):
             if not self._trusts(address):
                 break
@@ -47,6 +50,7 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
+@lru_cache(maxsize=4096)
 def _parse(text: str) -> _Address | None:
     """Return an address without port, brackets and zone; one of IPv4 as such, also when it came mapped into IPv6."""
     found = _V4_PORT.fullmatch(text) or _V6_BRACKETS.fullmatch(text)

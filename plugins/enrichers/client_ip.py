@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -49,6 +50,7 @@ class ClientIp(Enricher):
         return {self.options["field"]: REMOVE if address is None else address}
 
 
+@lru_cache(maxsize=4096)
 def client_address(text: str, *, anonymize: bool) -> str | None:
     """Return an address in its shortest form, or None for what is no address. A zone (``%eth0``) is left out."""
     try:

@@ -1,8 +1,8 @@
 """The guard against getting slower unnoticed: counts the instructions of a fixed work, where seconds would be noise.
 
 ``python -m bench.instructions`` compares with what `instructions.json` has for this Python. It ends with 1 when a
-figure has grown beyond the tolerance, with 2 when nothing can be compared here (no valgrind, no compiler, no figures of this
-Python). ``--record`` writes the figures of this Python into that file.
+figure has grown beyond the tolerance, with 2 when nothing can be compared here (no valgrind, no compiler, no figures of
+this Python). ``--record`` writes the figures of this Python into that file.
 
 A figure is instructions of one event, as a multiple of a reference work that is not ours: it stays within a percent
 from run to run on a busy machine. `perf stat` would do as well, but most virtual machines do not let it count.

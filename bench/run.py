@@ -1,198 +1,193 @@
-"""Measure the gateway: requests per second and CPU time per request, durability `disk`, delivered to the file sink.
+"""Measure ours and its peers on the same cores, in turn, and write the page: what `make bench` runs.
 
-The gateway runs as its own process on one core, the load comes from this process on another, over 32 keep-alive
-connections in a closed loop. CPU time is the gateway's own (user + system, all threads, delivery included), from
-/proc. Run it with `make bench`; every figure is from the run that prints it.
+Each round goes through all points; for each a fresh server is started, asked once, warmed up, loaded in a closed loop
+as hard as it goes, waited for until it has delivered everything, then loaded in an open loop at half of that rate. All
+figures of a run are kept in `figures.json`; `bench.report` makes the page of them and `bench.plot` its plot. The page
+in `docs/` is written only when everything was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import re
-import signal
-import statistics
-import subprocess
+import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from edge.example import EXAMPLE_EVENT
+from bench import machine, report
+from bench.load import BUILT, Generator, LoadError, generator
+from bench.process import Server, ServerError, cores, pinned
+from bench.scenarios import BY_ID, USUAL, points_of
+from bench.servers import KINDS, Point, delivered_within, request_for, start
 
-CONNECTIONS = 32
-TICKS = os.sysconf("SC_CLK_TCK")
+ROOT: Final = Path(__file__).parents[1]
+PEERS_PYTHON: Final = ROOT / ".venv-bench" / "bin" / "python"
+PAGE_FOLDER: Final = ROOT / "docs"
 
-CONFIG = """
-server: {listen: 127.0.0.1:0}
-admin: {listen: 127.0.0.1:0}
-auth: {mode: keys, keys: [{id: bench, key: bench-key}]}
-pipeline:
-  - type: received_at
-  - type: client_ip
-    anonymize: true
-  - type: drop
-    when: {event_type: heartbeat}
-sinks:
-  archive: {type: file, path: events}
-log: {level: info, format: json}
-"""
-
-
-class Client(asyncio.Protocol):
-    """One connection: sends the request again as soon as the answer is there."""
-
-    def __init__(self, request: bytes, answers: list[int], latencies: list[float], deadline: float) -> None:
-        self._request = request
-        self._answers = answers
-        self._latencies = latencies
-        self._deadline = deadline
-        self._buffer = b""
-        self.done = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - tells mypy what TCP gives
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._sent = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        """Take an answer; when it is whole, send the next request."""
-        self._buffer += data
-        head, separator, body = self._buffer.partition(b"\r\n\r\n")
-        if not separator:
-            return
-        length = re.search(rb"(?i)content-length: (\d+)", head)
-        if length is None or len(body) < int(length[1]):
-            return
-        self._buffer = b""
-        self._answers.append(int(head[9:12]))
-        now = time.perf_counter()
-        self._latencies.append(now - self._sent)
-        if now < self._deadline:
-            self._send()
-        else:
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
-        if not self.done.done():
-            self.done.set_result(None)
+OPEN_SHARE: Final = 0.5
+"""The open loop sends this share of what the closed loop got through: busy, but not at the edge."""
+WARM_UP_SHARE: Final = 0.25
+OWN_FILES: Final = 500
+"""So many files besides its connections a server may need."""
+SETTLE_SECS: Final = 0.3
+"""Memory is looked at after so long without requests."""
 
 
-@dataclass
-class Round:
-    """The figures of one round."""
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one round found of one point."""
 
-    requests_per_sec: float
-    cpu_us_per_request: float
+    start_secs: float
+    rss_start_bytes: int
+    rss_loaded_bytes: int
+    """When both loops are over."""
+    bytes_per_idle_connection: float
+    per_sec: float
+    """Requests a second in the closed loop."""
+    cpu_us: float
+    """Of all processes of the server, for one request, delivery included."""
+    delivery_secs: float
+    """How long after the closed loop the sinks had everything."""
     p50_ms: float
     p99_ms: float
+    p999_ms: float
+    """Of the open loop."""
+    unfinished: int
+    generator_share: float
+    """Of its core's time that the generator used in the closed loop."""
 
 
-def request_of(path: str, body: bytes) -> bytes:
-    """Return a whole HTTP request."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nX-API-Key: bench-key\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+def measure(point: Point, load: Generator, secs: float, folder: Path, peers_python: Path) -> Figures:
+    """Run one round of one point. `ServerError` or `LoadError` when it is no measurement."""
+    request = folder / "request"
+    request.write_bytes(request_for(point))
+    server_core, load_core = cores()
+    with start(point, folder, server_core, peers_python) as server, pinned(load_core), ExitStack() as held:
+        rss_start = server.rss_bytes()
+
+        def run(mode: Any, secs: float, rate: float = 0.0) -> Any:
+            return load.run(mode, server.port, request, connections=point.connections, secs=secs, rate=rate)
+
+        run("closed", secs * WARM_UP_SHARE)
+        delivered_within(server)
+        per_idle = _hold_idle(point, server, load, request, held)
+        cpu_before = server.cpu_secs()
+        closed = run("closed", secs)
+        delivery_secs = delivered_within(server)
+        cpu_secs = server.cpu_secs() - cpu_before
+        open_loop = run("open", secs, max(1.0, closed.per_sec * OPEN_SHARE))
+        rss_loaded = server.rss_bytes()
+    return Figures(
+        start_secs=server.start_secs,
+        rss_start_bytes=rss_start,
+        rss_loaded_bytes=rss_loaded,
+        bytes_per_idle_connection=per_idle,
+        per_sec=closed.per_sec,
+        cpu_us=cpu_secs / closed.answers * 1e6,
+        delivery_secs=delivery_secs,
+        p50_ms=open_loop.p50_ms,
+        p99_ms=open_loop.p99_ms,
+        p999_ms=open_loop.p999_ms,
+        unfinished=open_loop.unfinished,
+        generator_share=closed.cpu_secs / closed.elapsed_secs,
     )
-    return head.encode() + body
 
 
-async def load(port: int, request: bytes, secs: float) -> tuple[list[int], list[float]]:
-    """Send requests for so long; return the statuses and latencies."""
-    answers: list[int] = []
-    latencies: list[float] = []
-    deadline = time.perf_counter() + secs
-    loop = asyncio.get_running_loop()
-    clients = [
-        (await loop.create_connection(lambda: Client(request, answers, latencies, deadline), "127.0.0.1", port))[1]
-        for _ in range(CONNECTIONS)
-    ]
-    await asyncio.wait([client.done for client in clients], timeout=secs + 30)
-    return answers, latencies
-
-
-def cpu_secs(pid: int) -> float:
-    """Return the CPU time a process has used, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def measure(pid: int, port: int, request: bytes, secs: float) -> Round:
-    """Run one round."""
-    before, started = cpu_secs(pid), time.perf_counter()
-    answers, latencies = asyncio.run(load(port, request, secs))
-    elapsed, used = time.perf_counter() - started, cpu_secs(pid) - before
-    refused = [status for status in answers if status != 200]
-    if refused:
-        raise SystemExit(f"{len(refused)} of {len(answers)} answers were not 200, the first {refused[0]}")
-    latencies.sort()
-    return Round(
-        len(answers) / elapsed,
-        used / len(answers) * 1e6,
-        latencies[len(latencies) // 2] * 1e3,
-        latencies[int(len(latencies) * 0.99)] * 1e3,
-    )
+def _hold_idle(point: Point, server: Server, load: Generator, request: Path, held: ExitStack) -> float:
+    """Open the idle connections of a point; return the memory that each takes."""
+    if not point.idle_connections:
+        return 0.0
+    time.sleep(SETTLE_SECS)
+    before = server.rss_bytes()
+    held.enter_context(load.held(server.port, request, point.idle_connections))
+    delivered_within(server)
+    time.sleep(SETTLE_SECS)
+    return (server.rss_bytes() - before) / point.idle_connections
 
 
 def main() -> None:
-    """Start a gateway, measure single events and batches in turn, print medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--secs", type=float, default=4.0, help="length of a round")
+    """Measure what was asked for, keep the figures, write the page."""
+    options = _options()
+    if unknown := set(options.only) - set(BY_ID):
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(USUAL)}")
+    axes = [BY_ID[name] for name in options.only or USUAL]
+    peers = options.peers if options.peers.exists() else None
+    servers = [name for name in KINDS if name == "ours" or peers is not None]
+    if options.servers:
+        servers = [name for name in servers if name in options.servers]
+    points = _possible(points_of(axes, servers))
+    load = generator(compiled=not options.python_load)
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, Any] = {
+        "facts": machine.facts(options.out, peers),
+        "load": load.kind,
+        "rounds": options.rounds,
+        "secs": options.secs,
+        "axes": [axis.id for axis in axes],
+        "points": [{"point": asdict(point), "figures": []} for point in points],
+    }
+    figures_path = options.out / "figures.json"
+    for round_number in range(1, options.rounds + 1):
+        for point, row in zip(points, kept["points"], strict=True):
+            # The files of one server are gone before the next one starts: each finds the disk as empty as the other.
+            with tempfile.TemporaryDirectory(prefix="run-", dir=options.out) as folder:
+                try:
+                    figures = measure(point, load, options.secs, Path(folder), options.peers)
+                except (ServerError, LoadError) as error:
+                    sys.exit(f"{point}: {error}")
+            row["figures"].append(asdict(figures))
+            print(
+                f"round {round_number} of {options.rounds}  {describe(point):44} {figures.per_sec:9.0f} req/s "
+                f"{figures.cpu_us:9.1f} us  p99 {figures.p99_ms:8.2f} ms",
+                flush=True,
+            )
+        figures_path.write_text(json.dumps(kept, indent=1))
+    whole = not options.only and not options.servers and peers is not None
+    pages = PAGE_FOLDER if whole else options.out
+    report.write(kept, pages, options.peers if peers is not None else None)
+    print(f"figures: {figures_path}, page: {pages / 'benchmarks.md'}")
+
+
+def _possible(points: list[Point]) -> list[Point]:
+    """Let this process, and so the servers it starts, open as many files as it may; leave out what needs more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    possible = []
+    for point in points:
+        if point.connections + point.idle_connections + OWN_FILES <= hard:
+            possible.append(point)
+        else:
+            print(f"left out: {describe(point)} (a process may open {hard} files here: ulimit -Hn)")
+    return possible
+
+
+def describe(point: Point) -> str:
+    """Return a point in a few words: what differs from the main comparison."""
+    usual = asdict(Point(point.server))
+    differs = [f"{name}={value}" for name, value in asdict(point).items() if value != usual[name]]
+    return " ".join([point.server, *differs])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description="Measure ours and its peers.")
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="edge-bench-") as directory:
-        config = Path(directory) / "edge.yaml"
-        config.write_text(CONFIG)
-        command = [sys.executable, "-m", "edge.cli", "run", "--config", str(config)]
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            command, cwd=directory, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-        try:
-            port = wait_until_listening(process)
-            for thread in Path(f"/proc/{process.pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), {cores[0]})
-            os.sched_setaffinity(0, {cores[-1]})
-            body = json.dumps(dict(EXAMPLE_EVENT)).encode()
-            kinds = {
-                "one event": (request_of("/ingest", body), 1),
-                "batch of 100": (request_of("/ingest/batch", b"[" + b",".join([body] * 100) + b"]"), 100),
-            }
-            rounds: dict[str, list[Round]] = {name: [] for name in kinds}
-            for _ in range(options.rounds):
-                for name, (request, _n_events) in kinds.items():
-                    rounds[name].append(measure(process.pid, port, request, options.secs))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-    print(
-        f"{options.rounds} rounds of {options.secs} s, {CONNECTIONS} connections, medians; durability disk, file sink"
+    parser.add_argument("--secs", type=float, default=4.0, help="length of each loop")
+    parser.add_argument("--only", type=str.split, default=[], help=f"parts to run: {' '.join(USUAL)}")
+    parser.add_argument("--servers", type=str.split, default=[], help=f"servers to run: {' '.join(KINDS)}")
+    parser.add_argument("--peers", type=Path, default=PEERS_PYTHON, help="the Python that has the peers installed")
+    parser.add_argument(
+        "--python-load", action="store_true", help="send the load from Python although there is a compiler"
     )
-    print(f"{'':14}{'req/s':>9}{'events/s':>10}{'CPU us/req':>12}{'CPU us/event':>14}{'p50 ms':>9}{'p99 ms':>9}")
-    for name, (_request, n_events) in kinds.items():
-        rate, cpu, p50, p99 = (
-            statistics.median(getattr(item, field) for item in rounds[name])
-            for field in ("requests_per_sec", "cpu_us_per_request", "p50_ms", "p99_ms")
-        )
-        print(f"{name:14}{rate:9.0f}{rate * n_events:10.0f}{cpu:12.1f}{cpu / n_events:14.2f}{p50:9.2f}{p99:9.2f}")
-
-
-def wait_until_listening(process: subprocess.Popen[str]) -> int:
-    """Return the ingest port once the gateway says it listens."""
-    assert process.stderr is not None  # noqa: S101 - it was asked for above
-    for line in process.stderr:
-        if "the gateway is listening" in line:
-            return int(json.loads(line)["ingest"][0].rpartition(":")[2])
-    raise SystemExit(f"the gateway did not start (exit code {process.wait()})")
+    parser.add_argument("--out", type=Path, default=BUILT, help="directory of the figures and of all that is written")
+    options = parser.parse_args()
+    # Servers are started in directories of their own. Not resolved: the Python of an environment is a link.
+    options.peers, options.out = options.peers.absolute(), options.out.absolute()
+    return options
 
 
 if __name__ == "__main__":

@@ -159,6 +159,11 @@ class _Scraped(Collector):
     def __init__(self, sources: dict[str, Callable[[], Samples]]) -> None:
         self._sources = sources
 
+    def describe(self) -> Iterator[Metric]:
+        """Yield the names, so that a scrape that asks for some of them by name gets them."""
+        for row in _rows("scraped"):
+            yield GaugeMetricFamily(row.name, row.help, labels=row.labels)
+
     def collect(self) -> Iterator[Metric]:
         """Yield one family for each scraped row."""
         for row in _rows("scraped"):

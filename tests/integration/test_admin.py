@@ -36,12 +36,13 @@ async def test_openmetrics_is_served_when_asked_for(launch: Any) -> None:
     assert response.body.endswith(b"# EOF\n")
 
 
-async def test_metrics_can_be_picked_by_name(launch: Any) -> None:
+@pytest.mark.parametrize("name", ["edge_build_info", "edge_sink_pending_events"])
+async def test_metrics_can_be_picked_by_name(launch: Any, name: str) -> None:
     gateway = await launch()
-    response = await gateway.fetch("GET", "/metrics?name[]=edge_build_info", admin=True)
+    response = await gateway.fetch("GET", f"/metrics?name[]={name}", admin=True)
     lines = [line for line in response.body.decode().splitlines() if not line.startswith("#")]
     assert len(lines) == 1
-    assert lines[0].startswith("edge_build_info{")
+    assert lines[0].startswith(f"{name}{{")
 
 
 async def test_what_documented_alerts_look_for_is_there_before_the_first_incident(launch: Any) -> None:

@@ -1,0 +1,1 @@
+"""What `make bench` runs: ours and its peers on the same cores, in turn, in one run."""

@@ -5,13 +5,14 @@ it the same batch, for ever. So each sink has a file ``inflight-<sink>`` beside 
 
     magic 4 | crc 4 | suspect start 8 | suspect end 8 | deaths 8 | in flight start 8 | in flight end 8
 
-It is written before an attempt and after it, without a sync: only the death of the process has to be survived, and the
-page cache does that. A power cut may tear the record, which the checksum turns into none.
+It is written without a sync: only the death of the process has to be survived, and the page cache does that. A power
+cut may tear the record, which the checksum turns into none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -32,6 +33,11 @@ DEATHS = 3
 """An event in flight at so many deaths in a row, alone at the last one, is taken for their cause."""
 PARTS = 500
 """Into how many parts suspect events are divided at most: a batch of usual size into single events."""
+AHEAD_EVENTS = 2_000
+"""As long as nothing is suspect, so many events from the next one on are noted at once: a write for each attempt would
+cost more than the rest of it."""
+IDLE_SECS = 1.0
+"""How long after the last attempt such a note stays."""
 TURN_SECS = 10.0
 """How long a sink with suspect events lets another one with suspect events go first."""
 CLOSE_SECS = 0.5
@@ -53,7 +59,7 @@ class Record:
     deaths: int = 0
     """At how many deaths in a row they were in flight."""
     in_flight: range = NOTHING
-    """The events of the attempt that is going on, with what lies between them."""
+    """The events of the attempt that is going on, with what lies between them, or more."""
 
     @property
     def is_condemned(self) -> bool:
@@ -65,13 +71,6 @@ class Record:
         if not self.in_flight:
             return self
         return Record(self.in_flight, self.deaths + 1 if _is_within(self.in_flight, self.suspect) else 1)
-
-    def survived(self) -> Record:
-        """Return the record after an attempt ended, in whatever way: what it held did not kill."""
-        rest = range(self.in_flight.stop, self.suspect.stop)
-        if not _is_within(self.in_flight, self.suspect):
-            rest = self.suspect
-        return Record(rest, self.deaths) if rest else Record()
 
 
 def _is_within(part: range, whole: range) -> bool:
@@ -160,9 +159,9 @@ def _unpack(data: bytes) -> Record:
 class FlightRecorder:
     """Notes what one sink has in flight, and decides how the events that were in flight at a death are delivered.
 
-    After the first death they go out again as they were: the same batch with the same id, since most deaths are
-    nobody's fault. After the second one they go out one by one (more than `PARTS` of them: in parts, which takes
-    another death). The event that is alone in flight at the third death is condemned. An attempt that ends, in
+    After the first death they go out again in batches as always, since most deaths are nobody's fault; only, each
+    attempt is noted by itself. After the second one they go out one by one (more than `PARTS` of them: in parts, which
+    takes another death). The event that is alone in flight at the third death is condemned. An attempt that ends, in
     whatever way, clears what it held; what lies behind the suspects is delivered as always.
 
     Suspect events of different sinks are in flight one sink at a time (`turn`): otherwise a slow sink would be in the
@@ -181,6 +180,9 @@ class FlightRecorder:
         self._turn = turn or asyncio.Lock()
         self._has_turn = False
         self._record = Record()
+        """As it was written last, or is being written."""
+        self._attempt = NOTHING
+        self._clearing: asyncio.TimerHandle | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._failing = False
         self._closed = False
@@ -208,17 +210,18 @@ class FlightRecorder:
             return
         found = self._file.load()
         record = found.after_death()
-        suspect = range(max(record.suspect.start, position), record.suspect.stop)
         # What the cursor is past was settled; what is beyond the spool are numbers that other events will get.
-        if not suspect or suspect.start >= end:
+        suspect = range(max(record.suspect.start, position), min(record.suspect.stop, end))
+        if not suspect:
             return
         self._record = replace(record, suspect=suspect)
         fields = {"sink": self._sink, "seq": suspect.start, "deaths": record.deaths}
         if self._record.is_condemned:
             log.error("an event was in flight at each of the last deaths of the process and is given up", **fields)
         elif found.in_flight:
+            level = logging.INFO if record.deaths == 1 else logging.WARNING
             n_events = suspect.stop - suspect.start
-            log.warning("the process died while a sink was delivering", **fields, events=n_events)
+            log.log(level, "the process died while a sink was delivering", **fields, events=n_events)
 
     def parts(self, seqs: Sequence[int]) -> list[range]:
         """Return how events (their positions, sorted) are to be attempted: ranges of indices, in order."""
@@ -229,25 +232,39 @@ class FlightRecorder:
         parts = [range(index, min(index + size, last)) for index in range(first, last, max(1, size))]
         return [part for part in (range(first), *parts, range(last, len(seqs))) if part]
 
-    async def begin(self, in_flight: range) -> None:
+    async def begin(self, attempt: range) -> None:
         """Note that the events at these positions are about to be attempted; waits for the turn if they are suspect."""
         if self._file is None or self._closed:
             return
-        if self._record.suspect and in_flight.start >= self._record.suspect.stop:
+        if self._clearing is not None:
+            self._clearing.cancel()
+            self._clearing = None
+        if self._record.suspect and attempt.start >= self._record.suspect.stop:
             self._record = Record()
-        if self._record.suspect and _is_within(in_flight, self._record.suspect):
-            await self._take_turn()
-        self._record = replace(self._record, in_flight=in_flight)
+        self._attempt = attempt
+        suspect = self._record.suspect
+        if suspect:
+            if _is_within(attempt, suspect):
+                await self._take_turn()
+            note = attempt
+        elif _is_within(attempt, self._record.in_flight):
+            return
+        else:
+            note = range(attempt.start, max(attempt.stop, attempt.start + AHEAD_EVENTS))
+        self._record = replace(self._record, in_flight=note)
         await self._write()
 
     def end(self, *, survived: bool) -> None:
-        """Note that nothing is in flight; not `survived`: because the attempt was called off, or never started."""
-        if not self._record.in_flight:
+        """Note that the attempt is over; not `survived`: because it was called off, or never started."""
+        if self._file is None or self._closed:
             return
-        record = self._record
-        self._record = record.survived() if survived else replace(record, in_flight=NOTHING)
-        if self._closed:
+        suspect, attempt = self._record.suspect, self._attempt
+        if not suspect:
+            self._clearing = asyncio.get_running_loop().call_later(IDLE_SECS, self._clear)
             return
+        if survived and _is_within(attempt, suspect):
+            suspect = range(attempt.stop, suspect.stop)
+        self._record = Record(suspect, self._record.deaths) if suspect else Record()
         written = self._write()
         if self._has_turn:
             # A death that the next one causes before this is written would count for this one.
@@ -258,6 +275,8 @@ class FlightRecorder:
         if self._closed:
             return
         self._closed = True
+        if self._clearing is not None:
+            self._clearing.cancel()
         self._record = replace(self._record, in_flight=NOTHING)
         if self._file is not None and self._executor is not None:
             await asyncio.wait({self._write(), self._run(self._file.close)}, timeout=CLOSE_SECS)
@@ -275,6 +294,10 @@ class FlightRecorder:
         if self._has_turn:
             self._has_turn = False
             self._turn.release()
+
+    def _clear(self) -> None:
+        self._record = replace(self._record, in_flight=NOTHING)
+        self._write()
 
     def _write(self) -> asyncio.Future[None]:
         """Have the record written as it is now, after what was to be written before."""

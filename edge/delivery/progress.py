@@ -102,6 +102,14 @@ class CursorKeeper:
         while self._unsaved_events > SAVE_EVENTS and self._saving is not None and not self._failing:
             await asyncio.wait({self._saving})
 
+    async def saved(self) -> None:
+        """Have the cursor saved now and wait for it; a disk that refuses it is not waited for."""
+        while self.durable_position < self.cursor.position and not self._failing and not self._closed:
+            if self._saving is None:
+                self._cancel_timer()
+                self._saving = asyncio.get_running_loop().create_task(self._save())
+            await asyncio.wait({self._saving})
+
     async def close(self) -> None:
         """Save what is unsaved, within `STOP_SECS`. A save that takes longer keeps the cursor from the next keeper."""
         self._closed = True

@@ -18,6 +18,7 @@ from edge.delivery.batcher import Batcher
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
 from edge.delivery.observer import DeliveryObserver
+from edge.delivery.poison import FlightRecorder
 from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
 from edge.delivery.waiting import Waiter
 from edge.delivery.window import Window
@@ -60,7 +61,7 @@ class SinkWorker:
     """One task per sink: reads the spool from the cursor, one batch in flight, retries, dead letters, cursor.
 
     `start` and `stop` are called once each, on the event loop. Nothing that a sink does reaches beyond its worker.
-    `shard` names the spool in the ids of batches.
+    `shard` names the spool in the ids of batches. Without a `recorder` no event is found to kill the process.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SinkWorker:
         *,
         shard: str = "shard-000",
         rng: random.Random | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.id = sink.id
         self.dead_letters = dead_letters
@@ -89,6 +91,7 @@ class SinkWorker:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._waiter = Waiter(clock)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"edge-sink-{sink.id}")
+        self._recorder = recorder or FlightRecorder(sink.id)
         self._noticed_at: float | None = None
         self._window: Window | None = None
         self._keeper: CursorKeeper
@@ -106,13 +109,14 @@ class SinkWorker:
     def start(self) -> None:
         """Load the cursor and begin. A sink that is seen for the first time gets what is accepted from now on.
 
-        Blocks for the read of the cursor, and for the first save of a new one: an event that is accepted after that is
-        this sink's even if the process dies the next moment.
+        Blocks for the read of the cursor and of what was in flight, and for the first save of a new cursor: an event
+        that is accepted after that is this sink's even if the process dies the next moment.
         """
         cursor, durable = self._first_cursor()
         self._keeper = CursorKeeper(self._log, self.id, self._file, cursor, self._executor, durable=durable)
         if not durable:
             self._keeper.touch()
+        self._recorder.load(cursor.position, self._log.durable_seq)
         self._batcher = self._new_batcher()
         self._delivery = Delivery(
             self._sink,
@@ -124,6 +128,7 @@ class SinkWorker:
             self._clock,
             self._waiter,
             self._rng,
+            self._recorder,
         )
         self._unsubscribe = self._log.subscribe(self._committed)
         loop = asyncio.get_running_loop()
@@ -330,6 +335,7 @@ class SinkWorker:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=ABORT_SECS)
+        await self._recorder.close()
         await self._keeper.close()
         await self._close_sink(max(CLOSE_SECS, deadline - loop.time()))
         if self.dead_letters is not None:

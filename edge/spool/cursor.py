@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from struct import Struct
@@ -175,6 +176,21 @@ def cursor_names(directory: Path) -> list[str]:
     except OSError:
         return []
     return sorted({match[1] for match in map(_FILE_NAME.fullmatch, names) if match})
+
+
+def forget_cursor(directory: Path, name: str) -> bool:
+    """Remove a cursor that nobody keeps, for good; return whether there was one. Raises what the disk says."""
+    if name not in cursor_names(directory):
+        return False
+    dir_fd = open_directory(directory)
+    try:
+        for suffix in _SUFFIXES:
+            with suppress(FileNotFoundError):
+                os.unlink(f"cursor-{name}.{suffix}", dir_fd=dir_fd)
+        os.fsync(dir_fd)
+    finally:
+        os.close(dir_fd)
+    return True
 
 
 def _pack(generation: int, cursor: Cursor) -> bytes:

@@ -6,7 +6,8 @@ import asyncio
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -309,6 +310,20 @@ class Log:
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
             self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from opening the log in directory `path`; `SpoolLockedError` when one has it open."""
+    dir_fd = open_directory(path)
+    try:
+        lock_fd = _take_lock(dir_fd, path)
+    finally:
+        os.close(dir_fd)
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
 
 
 def _take_lock(dir_fd: int, path: Path) -> int:

@@ -102,18 +102,22 @@ class Caller:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=ABANDON_SECS)
 
-    async def let_go(self, grace_secs: float) -> None:
-        """End the running call like `cancel`, after `grace_secs`. Who awaits it goes on even if it does not end.
+    async def let_go(self, grace_secs: float) -> bool:
+        """End the running call like `cancel`, after `grace_secs`; return whether it ended by itself.
 
-        The next call begins once it has ended.
+        Who awaits it goes on even if it does not end. The next call begins once it has.
         """
         task = self._task
         if task is None or task.done():
-            return
-        await asyncio.wait({task}, timeout=grace_secs)
+            return True
+        if grace_secs > 0:
+            await asyncio.wait({task}, timeout=grace_secs)
+        if task.done():
+            return True
         await self.cancel()
         if not task.done() and self._let_go is not None and not self._let_go.done():
             self._let_go.set_result(None)
+        return False
 
 
 async def _guarded(hook: Callable[[], Awaitable[Any]], timeout_secs: float) -> Answer:

@@ -14,7 +14,7 @@ from edge.delivery.progress import CursorKeeper
 from edge.delivery.waiting import Waiter
 
 GRACE_SECS = 0.5
-"""What the attempt in hand gets to end: a target that is only slow is to have its batch."""
+"""What the attempt in hand gets to end: a target that is only slow is to have its batch. One that hung gets no more."""
 READ_SECS = 1.0
 """How long the events are looked at, while senders may be waiting for room already."""
 DROP_SECS = 5.0
@@ -36,6 +36,7 @@ class Dropper:
         self._clock = clock
         self._done: asyncio.Future[None] | None = None
         self._told = keeper.cursor.dropped
+        self._is_hanging = False
         self.position = 0
         """What lies before it is to be given up."""
 
@@ -44,7 +45,7 @@ class Dropper:
         self.position = max(self.position, position)
         self._done = done = self._done or asyncio.get_running_loop().create_future()
         self._waiter.interrupt()
-        await self._delivery.caller.let_go(GRACE_SECS)
+        self._is_hanging = not await self._delivery.caller.let_go(0.0 if self._is_hanging else GRACE_SECS)
         await asyncio.wait({worker, done}, timeout=DROP_SECS, return_when=asyncio.FIRST_COMPLETED)
 
     async def drop(self, batcher: Batcher, executor: Executor) -> None:

@@ -33,6 +33,7 @@ LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 10 * 1024 * 1024 * 1024
 STALL_SECS = 5.0
+LOOK_SECS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ class Log:
         self._releaser.give_way(shortage.most_bytes)
         excess = max(0, self._index.totals()[1] - shortage.most_bytes)
         if not excess:
-            self._writer.look_now()
+            self._writer.wait_for_look(LOOK_SECS)
         return excess
 
     def end_of_oldest(self, n_bytes: int) -> int | None:

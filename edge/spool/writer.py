@@ -50,6 +50,7 @@ class Writer:
         self._on_commit: Callable[[int], None] = lambda durable_seq: None
         self._on_shortage: Callable[[], None] = lambda: None
         self._on_exit: Callable[[], None] = lambda: None
+        self._has_looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self.appended_events = 0
         """Events of requests that were stored; replayed ones are not counted again."""
@@ -78,6 +79,12 @@ class Writer:
         self._retry_at = 0.0
         self._queue.wake()
 
+    def wait_for_look(self, timeout_secs: float) -> None:
+        """Return when the disk was asked again, or after so long."""
+        self._has_looked.clear()
+        self.look_now()
+        self._has_looked.wait(timeout_secs)
+
     def join(self) -> None:
         """Wait for the end of the thread, once the queue is closed."""
         self._thread.join()
@@ -88,6 +95,7 @@ class Writer:
             try:
                 self._commit_all(entries)
                 self._look_after_segments()
+                self._has_looked.set()
             except Exception as error:  # noqa: BLE001 - whatever it is: waiters get an answer and the thread goes on
                 self._give_up(error)
         try:

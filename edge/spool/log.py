@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from edge.spool.active import ActiveSegment, Shortage
+from edge.spool.capacity import DEFAULT_BYTES
 from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError, SpoolLockedError
 from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
@@ -31,7 +32,6 @@ logger = structlog.get_logger(__name__)
 
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
-MAX_BYTES = 10 * 1024 * 1024 * 1024
 STALL_SECS = 5.0
 LOOK_SECS = 1.0
 
@@ -108,7 +108,7 @@ class Log:
         *,
         shard: str = "",
         segment_bytes: int = SEGMENT_BYTES,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = DEFAULT_BYTES,
         durability: Durability = "disk",
         retain_secs: float = 0.0,
         observer: LogObserver | None = None,

@@ -184,13 +184,13 @@ async def test_events_kept_for_replay_give_way_before_anything_is_dropped_or_ref
     event = {**example_event, "extras": {"pad": "x" * 8000}}
     sinks = {"archive": {"type": "file", "path": str(tmp_path / "events"), **QUICK}}
     gateway = await launch(spool={**SMALL, "retain_secs": 86_400}, sinks=sinks)
-    for number in range(120):
+    for number in range(60):
         assert (await gateway.post("/ingest", {**event, "event_id": f"evt_{number}"})).code == 200
         await eventually(lambda: gateway.gateway.worker("archive").snapshot().pending_events == 0)
     spool = gateway.gateway.spool
     assert spool.first_seq > 0
     assert spool.stats().segments >= 3
-    assert cursor(gateway, "archive").delivered == 120
+    assert cursor(gateway, "archive").delivered == 60
     await gateway.stop()
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     expect_log.append("refuses events")

@@ -31,13 +31,16 @@ class RoomMaker:
         while True:
             await self._short.wait()
             self._short.clear()
-            try:
-                await self.make()
-            except Exception:
-                log.exception("periodic work failed; it is tried again", work="make_room")
+            await self.make()
 
     async def make(self) -> None:
-        """Make room for the next segment, if there is none and it can be made."""
+        """Make room for the next segment, if there is none and it can be made; an error is logged."""
+        try:
+            await self._make()
+        except Exception:
+            log.exception("periodic work failed; it is tried again", work="make_room")
+
+    async def _make(self) -> None:
         shortage = self._spool.shortage
         if shortage is None:
             return

@@ -18,4 +18,6 @@ def default_capacity(path: Path, segment_bytes: int) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     volume = os.statvfs(path)
-    return max(min(DEFAULT_BYTES, volume.f_blocks * volume.f_frsize // 2), 2 * segment_bytes)
+    # A file system without a size of its own says 0.
+    half = volume.f_blocks * volume.f_frsize // 2 or DEFAULT_BYTES
+    return max(min(DEFAULT_BYTES, half), 2 * segment_bytes)

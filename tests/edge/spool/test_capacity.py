@@ -12,7 +12,14 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize(
     ("volume_bytes", "expected"),
-    [(100 * GIB, 10 * GIB), (20 * GIB, 10 * GIB), (12 * GIB, 6 * GIB), (GIB, GIB // 2), (64 << 20, 128 << 20)],
+    [
+        (100 * GIB, 10 * GIB),
+        (20 * GIB, 10 * GIB),
+        (12 * GIB, 6 * GIB),
+        (GIB, GIB // 2),
+        (64 << 20, 128 << 20),
+        (0, 10 * GIB),
+    ],
 )
 def test_default_is_half_of_the_volume_within_bounds(tmp_path, monkeypatch, volume_bytes, expected):
     asked = []

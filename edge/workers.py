@@ -141,6 +141,20 @@ class Workers:
         """Return the state of every sink that has a worker."""
         return [worker.snapshot() for worker in self._workers.values()]
 
+    async def drop_before(self, position: int) -> bool:
+        """Have every sink durably past a position, those that are not required by giving events up.
+
+        Returns whether they are. Nothing is given up while a required sink still needs an event before the position.
+        """
+        behind = [worker for worker in self._workers.values() if worker.durable_position < position]
+        if any(worker.required and worker.position < position for worker in behind):
+            return False
+        passing = (
+            worker.save_past(position) if worker.position >= position else worker.drop_before(position)
+            for worker in behind
+        )
+        return all(await asyncio.gather(*passing))
+
     @property
     def release_position(self) -> int:
         """The position that every sink is durably past."""

@@ -30,7 +30,7 @@ from edge.delivery.poison import FlightRecorder
 from edge.delivery.progress import CursorKeeper
 from edge.delivery.reporter import Reporter
 from edge.delivery.waiting import Waiter
-from edge.delivery.window import DEAD, DELIVERED, Window
+from edge.delivery.window import DEAD, DELIVERED, Progress, Window
 from edge.outcomes import AttemptResult, SinkOutcome
 
 
@@ -345,19 +345,34 @@ class Delivery:
                 return False
             await self._waiter.wait(self._letters_backoff.next_secs())
 
+    def drop(self, window: Window, position: int) -> None:
+        """Give up the events of a window that lie before a position and have no outcome: there is no room for them."""
+        window.drop(position)
+        self._advance(window)
+
+    def drop_unread(self, position: int) -> None:
+        """Give up what lies between the cursor and a position, whatever it is."""
+        n_events = position - self._keeper.cursor.position
+        if n_events > 0:
+            self._settle(Progress(position, 0, 0, 0, 0, 0, n_events))
+
     def _advance(self, window: Window) -> None:
-        """Move the cursor over what is settled, and say so.
+        """Move the cursor over what is settled, and say so."""
+        progress = window.advance()
+        if progress is not None:
+            self._settle(progress)
+
+    def _settle(self, progress: Progress) -> None:
+        """Move the cursor and count.
 
         Frames that are another sink's have no outcome here: what was accepted is to equal the sum of the outcomes.
         """
-        progress = window.advance()
-        if progress is None:
-            return
         self._keeper.advance(progress)
         for outcome, n_events in (
             (SinkOutcome.DELIVERED, progress.delivered),
             (SinkOutcome.DEAD_LETTERED, progress.dead_lettered),
             (SinkOutcome.SKIPPED, progress.skipped),
+            (SinkOutcome.DROPPED, progress.dropped),
         ):
             if n_events:
                 self._observer.sink_settled(self._sink.id, outcome, n_events)

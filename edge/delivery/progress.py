@@ -19,6 +19,8 @@ SAVE_EVENTS = 1000
 SAVE_SECS = 0.2
 RETRY_SECS = 1.0
 STOP_SECS = 1.0
+WAIT_SECS = 5.0
+"""How long `save_past` waits for the disk."""
 
 
 class Saveable(Protocol):
@@ -88,6 +90,7 @@ class CursorKeeper:
             dead_lettered=cursor.dead_lettered + progress.dead_lettered,
             skipped=cursor.skipped + progress.skipped + progress.foreign,
             lost=cursor.lost + progress.lost,
+            dropped=cursor.dropped + progress.dropped,
         )
         # Passing skipped events again costs nothing, but a cursor far behind keeps segments on disk: all count.
         self._unsaved_events += progress.position - cursor.position
@@ -96,6 +99,17 @@ class CursorKeeper:
     def touch(self) -> None:
         """Have the cursor saved although it did not move."""
         self._schedule()
+
+    async def save_past(self, position: int) -> bool:
+        """Make the cursor durable now if it is past a position; return whether it is durably past it."""
+        while self.durable_position < position <= self.cursor.position and not self._closed:
+            if self._saving is None or self._saving.done():
+                self._cancel_timer()
+                self._saving = asyncio.get_running_loop().create_task(self._save())
+            done, _ = await asyncio.wait({self._saving}, timeout=WAIT_SECS)
+            if not done or self._failing:
+                break
+        return self.durable_position >= position
 
     async def bounded(self) -> None:
         """Wait until so few events are unsaved that another batch may be attempted."""

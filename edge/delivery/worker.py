@@ -12,11 +12,12 @@ import structlog
 
 from edge.api import EdgeError
 from edge.clock import Clock
-from edge.config.model import SinkConfig
-from edge.delivery.attempt import DeliverySink
+from edge.config.model import BatchOptions, SinkConfig
+from edge.delivery.attempt import Caller, DeliverySink
 from edge.delivery.batcher import Batcher
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
+from edge.delivery.dropping import AT_ONCE, Dropper
 from edge.delivery.observer import DeliveryObserver
 from edge.delivery.poison import FlightRecorder
 from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
@@ -96,10 +97,21 @@ class SinkWorker:
         self._window: Window | None = None
         self._keeper: CursorKeeper
         self._delivery: Delivery
+        self._dropper: Dropper
         self._batcher: Batcher
         self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] | None = None
         self._stopped: asyncio.Task[None] | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether the gateway refuses events rather than let this sink lose some."""
+        return self._config.required
+
+    @property
+    def position(self) -> int:
+        """How far the sink is, in memory."""
+        return self._keeper.cursor.position
 
     @property
     def durable_position(self) -> int:
@@ -130,6 +142,7 @@ class SinkWorker:
             self._rng,
             self._recorder,
         )
+        self._dropper = Dropper(self._waiter, self._delivery, self._keeper, self._clock)
         self._unsubscribe = self._log.subscribe(self._committed)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run())]
@@ -146,6 +159,19 @@ class SinkWorker:
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs, deliver_pending))
         await asyncio.shield(self._stopped)
+
+    async def save_past(self, position: int) -> bool:
+        """Make the cursor durable now if it is past a position; return whether it is durably past it."""
+        return await self._keeper.save_past(position)
+
+    async def drop_before(self, position: int) -> bool:
+        """Give up the events before a position and go on from there; return whether the cursor is durably past it.
+
+        An attempt in hand gets a moment to end, then it is cancelled. A worker that is stopped gives nothing up.
+        """
+        if self.position < position and self._stopped is None:
+            await self._dropper.ask(position, self._tasks[0])
+        return await self.save_past(position)
 
     def snapshot(self) -> SinkSnapshot:
         """Return the sink's state now. Cheap: reads memory."""
@@ -206,8 +232,8 @@ class SinkWorker:
             return False
         return True
 
-    def _new_batcher(self) -> Batcher:
-        return Batcher(self.id, self._log, self._keeper.cursor.position, self._config.batch, self._sink.when)
+    def _new_batcher(self, options: BatchOptions | None = None) -> Batcher:
+        return Batcher(self.id, self._log, self.position, options or self._config.batch, self._sink.when)
 
     def _committed(self, durable_seq: int) -> None:
         """Called after every group commit."""
@@ -222,10 +248,13 @@ class SinkWorker:
             log.error("dead letters cannot be counted", sink=self.id, error=str(error))
 
     async def _run(self) -> None:
-        while not self._waiter.stopping:
+        while not self._waiter.stopped:
             try:
+                if self._waiter.interrupted:
+                    await self._dropper.drop(self._new_batcher(AT_ONCE), self._executor)
+                    self._batcher = self._new_batcher()
                 await self._work()
-                if self._waiter.finishing:
+                if self._waiter.finishing and not self._waiter.interrupted:
                     return
             except Exception as error:  # noqa: BLE001 - a worker that ends would be a sink that is silently dead
                 self._delivery.reporter.unreadable(error)
@@ -241,6 +270,8 @@ class SinkWorker:
             self._window = window
             try:
                 await self._delivery.deliver(window)
+                if self._waiter.interrupted:
+                    self._delivery.drop(window, self._dropper.position)
             finally:
                 self._window = None
 
@@ -344,10 +375,11 @@ class SinkWorker:
 
     async def _close_sink(self, timeout_secs: float) -> None:
         """Call `edge_close`, once."""
-        caller, reporter = self._delivery.caller, self._delivery.reporter
-        if caller.stuck:
+        reporter = self._delivery.reporter
+        if self._delivery.caller.stuck:
             reporter.stuck()
-        closing = asyncio.get_running_loop().create_task(caller.call(self._sink.close, timeout_secs))
+        # Another caller: this one would wait for the end of a call that does not end.
+        closing = asyncio.get_running_loop().create_task(Caller().call(self._sink.close, timeout_secs))
         await asyncio.wait({closing}, timeout=timeout_secs + ABORT_SECS)
         if not closing.done():
             closing.cancel()
@@ -358,4 +390,4 @@ class SinkWorker:
 
 def _beginning(position: int) -> Cursor:
     """Return the cursor of a sink that has had nothing."""
-    return Cursor(position=position, base=position, delivered=0, dead_lettered=0, skipped=0, lost=0)
+    return Cursor(position=position, base=position)

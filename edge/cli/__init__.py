@@ -18,6 +18,8 @@ from edge.cli.plugins import plugins
 from edge.cli.run import run
 from edge.cli.schema import schema
 from edge.cli.spool import spool
+from edge.cli.spool_repair import repair
+from edge.cli.spool_replay import replay
 
 __all__ = ["main"]
 
@@ -34,3 +36,5 @@ def main() -> None:
 
 for _command in (init, run, check, explain, plugins, schema, dead_letters, spool):
     main.add_command(_command)
+for _command in (repair, replay):
+    spool.add_command(_command)

@@ -1,4 +1,4 @@
-"""`edge spool`: look into the spool, of a running gateway or a stopped one. Nothing here writes."""
+"""`edge spool`: look into the spool, of a running gateway or a stopped one. Nothing in this file writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _place(config_path: Path, log_path: Path | None) -> Path:
 
 @click.group("spool", cls=OrderedGroup)
 def spool() -> None:
-    """Show size and positions, verify every byte, or print what is stored. Reads only."""
+    """Show size and positions, verify every byte, print what is stored; repair it, or deliver a part of it again."""
 
 
 @spool.command("stats")

@@ -87,6 +87,19 @@ def bind_components(config: GatewayConfig, registry: Registry) -> Bound:
         raise SystemExit(CONFIG) from None
 
 
+def logs_to_stderr() -> None:
+    """Keep log lines out of what a command prints: warnings go to stderr, less is not said. `edge run` sets up its own.
+
+    A process that has its logs set up keeps them.
+    """
+    import structlog
+
+    from edge import logs
+
+    if not structlog.is_configured():
+        logs.configure("warning", "text")
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let SIGTERM, and SIGHUP (the terminal went away), end the block as Ctrl-C does: with `KeyboardInterrupt`."""

@@ -230,6 +230,6 @@ def _move(
             counts = move(config, action, chosen, stores, hear)
     except (EdgeError, OSError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        fail(f"{reason}\n{moved} of {total} dead letters were {done}. {GO_ON[action]}")
+        fail(f"{reason}\nAt least {moved} of {total} dead letters were {done}. {GO_ON[action]}")
     for sink in chosen:
         click.echo(f"{sink}: {counts[sink]} {done}")

@@ -93,13 +93,15 @@ def _command(config_path: Path, total: RangeTotal) -> str:
 
 def _explain(total: RangeTotal, retain_secs: float) -> None:
     """Say what of the range is not there; leave with 1 when nothing is."""
-    kept = f"delivered events are kept for spool.retain_secs, which is {retain_secs:g}"
+    kept = f"events that every sink has had are kept for spool.retain_secs, which is {retain_secs:g}"
+    oldest = None if total.oldest is None else total.oldest.isoformat(timespec="seconds")
     notes = []
-    if total.oldest is None:
-        notes.append(f"the spool holds no event any more that {total.sink} has had: {kept}")
-    elif total.oldest > total.since and total.first > 0:
-        moment = total.oldest.isoformat(timespec="seconds")
-        notes.append(f"events received before {moment} are not in the spool any more: {kept}")
+    if oldest is None:
+        notes.append(f"the spool holds nothing any more that {total.sink} has had: {kept}")
+    elif not total.matched:
+        notes.append(f"nothing of that time is in the spool; its oldest events were received at {oldest}: {kept}")
+    elif total.oldest is not None and total.oldest > total.since and total.first > 0:
+        notes.append(f"what was received before {oldest} is not in the spool any more: {kept}")
     if total.pending:
         notes.append(f"{total.pending} events are still pending for {total.sink}: it gets them without a replay")
     if total.lost:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from edge.api import EdgeError
 from edge.cli import output
 from edge.cli.common import NEGATIVE, OK, fail, interruptible, load_config, load_registry, refuse_root
 from edge.cli.spool import place_options
@@ -37,7 +38,7 @@ def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
     (all but the segment that is being written) and on a stopped one. Exit 1 when events are missing, since those stay
     gone unless their senders send them again, and when something could not be mended. Can be run again at any time.
     """
-    from edge.spool.errors import SpoolFailedError, SpoolLockedError
+    from edge.spool.errors import SpoolLockedError
     from edge.spool.repair import RepairReport, plan
     from edge.spool.repair import repair as repair_directory
 
@@ -62,7 +63,7 @@ def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
                         f"{error}: stop it first; for the spool of a running gateway leave --path away, and it is asked"
                     )
                 _ask(config, hear)
-    except (SpoolFailedError, KeyboardInterrupt) as error:
+    except (EdgeError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         fail(f"{reason}\nWhat was repaired before stays so: run the same command again to go on.")
     _print(path, report, dry_run=False)

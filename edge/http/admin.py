@@ -11,7 +11,7 @@ from edge.api import EdgeError
 from edge.http import answers
 from edge.http.admin_dead_letters import DeadLettersHandler
 from edge.http.admin_handler import AdminHandler, AdminSite, refusal
-from edge.http.admin_spool import SpoolRepairHandler, SpoolReplayHandler
+from edge.http.admin_spool_pages import SpoolRepairHandler, SpoolReplayHandler
 from edge.http.answers import Answer
 
 __all__ = ["AdminSite", "admin_application"]

@@ -297,7 +297,7 @@ class Rewriter:
                     end = write_all(self._files, copy, [data], end)
             if end != size or not _same_frames(segment, fd, intact, copy, size):
                 raise OSError(errno.EIO, "the disk gives back something else at every look")
-            # Its age is that of its events: `retain_secs` counts from there after a restart.
+            # Its age is that of its events, not of this copy.
             status = os.fstat(fd)
             os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
             self._files.fsync(copy)

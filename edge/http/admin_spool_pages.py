@@ -1,6 +1,6 @@
-"""The admin listener's routes for the spool: repair, and replay of a range, on a running gateway that holds its lock.
+"""The admin listener's routes that work the spool page by page: repair, and replay of a range, for who holds its lock.
 
-Both go page by page: a request does a short piece of work from a position on and says where to go on.
+A request does a short piece of work from a position on and says where to go on.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from math import inf
 
 import structlog
 
 from edge.clock import Clock
-from edge.dedup_tail import Stored, newest_segments
+from edge.dedup_tail import newest_segments
 from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
@@ -57,21 +57,22 @@ class Window:
         at = self._shards[hash(key) % _SHARDS].get(key)
         return at is not None and now - at < self._secs
 
-    def add(self, keys: Collection[bytes], at: float, now: float) -> None:
-        """Remember ids, all different, as stored at `at`, and forget what has to go: constant work for each id."""
+    def add(self, key: bytes, at: float) -> None:
+        """Remember an id as stored at this time."""
+        shard = self._shards[hash(key) % _SHARDS]
+        if key not in shard:
+            self._count += 1
+        shard[key] = at
+        self._order.append(key, at)
+        if self._count > self._events:
+            self._forget()
+
+    def forget(self, now: float, most: int) -> None:
+        """Forget up to `most` ids whose time is up. Twice as many as were added is enough to keep up."""
         order = self._order
-        for key in keys:
-            shard = self._shards[hash(key) % _SHARDS]
-            if key not in shard:
-                self._count += 1
-            shard[key] = at
-            order.append(key, at)
-        budget = 2 * len(keys)
-        while budget and order and now - order.oldest >= self._secs:
+        while most and order and now - order.oldest >= self._secs:
             self._forget()
-            budget -= 1
-        while self._count > self._events:
-            self._forget()
+            most -= 1
 
     def _forget(self) -> None:
         key, at = self._order.pop()
@@ -277,7 +278,9 @@ class Dedup:
             del self._claims[key]
         if is_stored:
             now = self._clock.monotonic()
-            self._window.add(claim.ids, now, now)
+            for key in claim.ids:
+                self._window.add(key, now)
+            self._window.forget(now, 2 * len(claim.ids))
 
     def _prefix(self, key_id: str) -> bytes:
         """Return what tells the ids of a key from those of others; short, since every id carries it."""
@@ -306,24 +309,28 @@ class Dedup:
         gives an id the whole window once more, from now; one that was put forward has it forgotten early.
         """
         now, wall_now = self._clock.monotonic(), self._clock.time()
-        segments: list[list[tuple[float, list[bytes]]]] = []
+        segments: list[tuple[list[bytes], array[float]]] = []
         n_events = 0
         try:
             for frames in newest_segments(spool, end, lambda: self._is_stopped):
-                young = [frame for frame in frames if wall_now - frame.received_at < self._window_secs]
-                segments.append([(min(now, now - wall_now + frame.received_at), self._keys(frame)) for frame in young])
-                n_events += sum(len(keys) for _, keys in segments[-1])
-                newest = max((frame.received_at for frame in frames), default=inf)
-                if n_events >= self._window_events or wall_now - newest >= self._window_secs + LATE_SECS:
+                keys: list[bytes] = []
+                times = array("d")
+                segments.append((keys, times))
+                youngest_secs = inf
+                for received_at, key_id, event_ids in frames:
+                    age_secs = max(wall_now - received_at, 0.0)
+                    youngest_secs = min(youngest_secs, age_secs)
+                    if age_secs < self._window_secs:
+                        prefix = self._prefix(key_id)
+                        keys += [_key(prefix, event_id) for event_id in event_ids]
+                        times.extend([now - age_secs] * len(event_ids))
+                n_events += len(keys)
+                if n_events >= self._window_events or self._window_secs + LATE_SECS <= youngest_secs < inf:
                     break
         finally:
-            for segment in reversed(segments):
-                for at, keys in segment:
-                    self._window.add(keys, at, now)
-
-    def _keys(self, frame: Stored) -> list[bytes]:
-        prefix = self._prefix(frame.key_id)
-        return list(dict.fromkeys(_key(prefix, event_id) for event_id in frame.ids))
+            while segments:
+                for key, at in zip(*segments.pop(), strict=True):
+                    self._window.add(key, at)
 
 
 def _key(prefix: bytes, event_id: bytes) -> bytes:

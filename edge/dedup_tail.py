@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from edge.event import parse_time, sent_ids, unpack
 from edge.spool.format import EVENTS, Frame
@@ -11,25 +10,19 @@ from edge.spool.log import Log
 
 READ_BYTES = 1024 * 1024
 
-
-class Stored(NamedTuple):
-    """What is remembered of one frame."""
-
-    received_at: float
-    """Seconds since the epoch, by the wall clock of then."""
-    key_id: str
-    ids: list[bytes]
-    """The event_ids as they were sent, in UTF-8."""
+Stored = tuple[float, str, list[bytes]]
+"""What is remembered of a frame: when it was received (seconds since the epoch, by the wall clock of then), the id of
+the key, and the event_ids as they were sent, in UTF-8."""
 
 
-def newest_segments(spool: Log, end: int, is_stopped: Callable[[], bool]) -> Iterator[list[Stored]]:
-    """Yield what each segment holds below event `end`, the newest segment first, the oldest frame of each first.
+def newest_segments(spool: Log, end: int, is_stopped: Callable[[], bool]) -> Iterator[Iterator[Stored]]:
+    """Yield what each segment holds below event `end`: the newest segment first, but the oldest frame of each first.
 
     Blocks. Raises `SpoolFailedError` when a segment cannot be opened now.
     """
     starts = [seq for seq in spool.starts() if seq < end]
     for start, stop in zip(reversed(starts), reversed([*starts[1:], end]), strict=True):
-        yield list(_segment(spool, start, stop, is_stopped))
+        yield _segment(spool, start, stop, is_stopped)
 
 
 def _segment(spool: Log, position: int, stop: int, is_stopped: Callable[[], bool]) -> Iterator[Stored]:
@@ -37,7 +30,7 @@ def _segment(spool: Log, position: int, stop: int, is_stopped: Callable[[], bool
         result = spool.read(position, READ_BYTES)
         for frame in result.frames:
             # Replayed events are not looked at: they were stored before, and what a sender sends again is not them.
-            if frame.seq < stop and frame.kind == EVENTS and (stored := _stored(frame)) is not None:
+            if frame.kind == EVENTS and frame.seq < stop and (stored := _stored(frame)) is not None:
                 yield stored
         if result.position <= position:
             return
@@ -48,6 +41,6 @@ def _stored(frame: Frame) -> Stored | None:
     """Return what is remembered of a frame; None for one that the gateway did not write."""
     try:
         meta, lines = unpack(frame.payload)
-        return Stored(parse_time(meta["received_at"]).timestamp(), meta["key"], sent_ids(meta, lines))
+        return parse_time(meta["received_at"]).timestamp(), meta["key"], sent_ids(meta, lines)
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

@@ -57,8 +57,8 @@ def sent_ids(meta: Mapping[str, Any], lines: Sequence[bytes]) -> list[bytes]:
 
     A `ValueError` means that something else than `pack` made the lines.
     """
-    changed: Mapping[str, str] = meta.get("event_ids", {})
     ids = [_stored_id(line) for line in lines]
+    changed: Mapping[str, str] = meta.get("event_ids", {})
     for index, event_id in changed.items():
         ids[int(index)] = event_id.encode()
     return [event_id for event_id in ids if event_id is not None]

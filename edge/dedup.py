@@ -172,11 +172,11 @@ class Claim:
             self._firsts.append(first)
         return first
 
-    async def others(self) -> tuple[str, dict[bytes, Claim]]:
+    async def others(self) -> tuple[set[str], dict[bytes, Claim]]:
         """Wait until it is known what became of all ids of this request that others brought first.
 
-        Returns why the first of one was not stored, empty when all were; and those of `ids`, no longer in there, that
-        others brought while this request was judged or waited. What is left in `ids` is new until the next `await`.
+        Returns why first ones were not stored, empty when all were; and those of `ids`, no longer in there, that others
+        brought while this request was judged or waited. What is left in `ids` is new until the next `await`.
         Nobody waits for a claim that waits here: it is not held yet.
         """
         repeats: dict[bytes, Claim] = {}
@@ -192,7 +192,7 @@ class Claim:
                     del self.ids[key]
                     self.has_repeats = True
                     repeats[key] = found
-        return next((first.code for first in self._firsts if first.code), ""), repeats
+        return {first.code for first in self._firsts if first.code}, repeats
 
     async def wait(self) -> None:
         """Wait until `code` is known."""

@@ -268,11 +268,12 @@ async def _drop_repeats(claim: Claim, judged: Sequence[Judged]) -> str:
     Returns a ``busy.*`` code when one of those firsts was not stored. Then nothing of this request is to be stored,
     since its sender is told to send all of it again.
     """
-    code, repeats = await claim.others()
+    codes, repeats = await claim.others()
     for item in judged if repeats else ():
         if item.outcome is Outcome.ACCEPTED and item.key in repeats:
             item.outcome, item.first = Outcome.DUPLICATE, repeats[item.key]
-    return code
+    # Of several, the one that promises the least: the others say that nothing was stored.
+    return "busy.unknown" if "busy.unknown" in codes else min(codes, default="")
 
 
 def _follow_firsts(claim: Claim, judged: Sequence[Judged]) -> None:

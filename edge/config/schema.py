@@ -309,7 +309,7 @@ DEDUP = {
     Optional(
         "window_events",
         default=1_000_000,
-        description="Most ids that are remembered, of all keys together; a million take about 180 MB of memory.",
+        description="Most ids that are remembered, of all keys together; a million take about 170 MB of memory.",
     ): Whole(1, example=1_000_000),
 }
 

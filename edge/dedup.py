@@ -18,6 +18,7 @@ import structlog
 
 from edge.clock import Clock
 from edge.dedup_tail import newest_segments
+from edge.spool.errors import SpoolFailedError
 from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
@@ -29,6 +30,8 @@ WHOLE_BYTES = 64
 """Ids up to this length are kept as they are. Of longer ones, which a sender could fill the memory with, the first
 bytes and their SHA-256 are kept: 32 bytes of which nobody has ever found two equal ones."""
 _HEAD_BYTES = WHOLE_BYTES + 1 - sha256().digest_size
+
+_NOT_READ = "the ids of stored events could not be read back; repeats of them are stored again"
 
 _SHARDS = 256
 """A dict of a million ids holds everybody up when it grows; one of a few thousand does not."""
@@ -294,7 +297,7 @@ class Dedup:
         try:
             await asyncio.to_thread(self._load, spool, spool.durable_seq)
         except Exception:
-            log.exception("the ids of stored events could not be read back; repeats of them are stored again")
+            log.exception(_NOT_READ)
         self._ready.set()
         log.info("events sent twice are found", known_ids=len(self))
 
@@ -311,12 +314,12 @@ class Dedup:
         now, wall_now = self._clock.monotonic(), self._clock.time()
         segments: list[tuple[list[bytes], array[float]]] = []
         n_events = 0
-        try:
-            for frames in newest_segments(spool, end, lambda: self._is_stopped):
-                keys: list[bytes] = []
-                times = array("d")
-                segments.append((keys, times))
-                youngest_secs = inf
+        for frames in newest_segments(spool, end, lambda: self._is_stopped):
+            keys: list[bytes] = []
+            times = array("d")
+            segments.append((keys, times))
+            youngest_secs = inf
+            try:
                 for received_at, key_id, event_ids in frames:
                     age_secs = max(wall_now - received_at, 0.0)
                     youngest_secs = min(youngest_secs, age_secs)
@@ -324,13 +327,14 @@ class Dedup:
                         prefix = self._prefix(key_id)
                         keys += [_key(prefix, event_id) for event_id in event_ids]
                         times.extend([now - age_secs] * len(event_ids))
-                n_events += len(keys)
-                if n_events >= self._window_events or self._window_secs + LATE_SECS <= youngest_secs < inf:
-                    break
-        finally:
-            while segments:
-                for key, at in zip(*segments.pop(), strict=True):
-                    self._window.add(key, at)
+            except SpoolFailedError as error:
+                log.error(_NOT_READ, error=str(error))
+            n_events += len(keys)
+            if n_events >= self._window_events or self._window_secs + LATE_SECS <= youngest_secs < inf:
+                break
+        while segments:
+            for key, at in zip(*segments.pop(), strict=True):
+                self._window.add(key, at)
 
 
 def _key(prefix: bytes, event_id: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from edge.event import parse_time, sent_ids, unpack
 from edge.spool.format import EVENTS, Frame
@@ -18,10 +19,10 @@ the key, and the event_ids as they were sent, in UTF-8."""
 def newest_segments(spool: Log, end: int, is_stopped: Callable[[], bool]) -> Iterator[Iterator[Stored]]:
     """Yield what each segment holds below event `end`: the newest segment first, but the oldest frame of each first.
 
-    Blocks. Raises `SpoolFailedError` when a segment cannot be opened now.
+    Blocks. The iterator of a segment raises `SpoolFailedError` when the segment cannot be opened now.
     """
-    starts = [seq for seq in spool.starts() if seq < end]
-    for start, stop in zip(reversed(starts), reversed([*starts[1:], end]), strict=True):
+    bounds = [*(seq for seq in spool.starts() if seq < end), end]
+    for start, stop in reversed(list(pairwise(bounds))):
         yield _segment(spool, start, stop, is_stopped)
 
 

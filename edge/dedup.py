@@ -175,6 +175,10 @@ class Claim:
             self._firsts.append(first)
         return first
 
+    def is_all_new(self) -> bool:
+        """Say whether there is nobody to wait for: what is in `ids` is new, until the next `await`."""
+        return not self._firsts and self._looked_at == self._dedup.changes
+
     async def others(self) -> tuple[set[str], dict[bytes, Claim]]:
         """Wait until it is known what became of all ids of this request that others brought first.
 

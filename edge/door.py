@@ -173,7 +173,7 @@ class Door:
         self._books.settled(Outcome.INVALID, reason, 1)
 
     async def _judge_and_store(self, candidates: Sequence[Candidate], context: Context, sent_at: str) -> Result:
-        if self._dedup is not None and not await self._dedup.ready():
+        if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
             return _refuse_all(candidates, "busy.backpressure")
         plan = self.plan
         claim = None if self._dedup is None else self._dedup.claim(context.key_id)
@@ -188,11 +188,15 @@ class Door:
             room -= len(item.details)
             judged.append(item)
         result = Result(judged)
-        if claim is not None:
+        if claim is not None and not claim.is_all_new():
             result.busy = await _drop_repeats(claim, judged)
         accepted, lines = _encode(judged)
-        if accepted and not result.busy:
-            result.busy = await self._commit(accepted, lines, context, sent_at, claim)
+        if not accepted or result.busy:
+            pass
+        elif claim is None:
+            result.busy = await self._commit(pack(frame_meta(context, sent_at), lines), len(lines))
+        else:
+            result.busy = await self._commit_new(claim, accepted, lines, context, sent_at)
         if result.busy:
             for item in accepted:
                 item.outcome, item.reason = Outcome.REJECTED, result.busy
@@ -200,31 +204,30 @@ class Door:
             _follow_firsts(claim, judged)
         return result
 
-    async def _commit(
-        self, accepted: Sequence[Judged], lines: Sequence[bytes], context: Context, sent_at: str, claim: Claim | None
+    async def _commit_new(
+        self, claim: Claim, accepted: Sequence[Judged], lines: Sequence[bytes], context: Context, sent_at: str
     ) -> str:
-        """Store the events and wait until they are durable; return a ``busy.*`` code if they are not."""
-        if claim is None:
-            return await self._append(pack(frame_meta(context, sent_at), lines), len(lines))
+        """Commit events whose ids are new, and see to it that they are known from then on, or free again."""
         if len(claim.ids) != len(accepted):  # one could not be written as JSON
             claim.keep(item.key for item in accepted)
-        meta = frame_meta(context, sent_at, _renamed(accepted, claim))
+        payload = pack(frame_meta(context, sent_at, _renamed(accepted, claim)), lines)
+        decided = claim.hold()
         code = "busy.unknown"  # what others are told if this request is cancelled
         try:
-            code = await self._append(pack(meta, lines), len(lines), claim)
+            code = await self._commit(payload, len(lines), decided)
         finally:
             claim.tell(code)
         return code
 
-    async def _append(self, payload: bytes, n_events: int, claim: Claim | None = None) -> str:
+    async def _commit(self, payload: bytes, n_events: int, decided: Callable[[bool], None] | None = None) -> str:
         """Store a frame and wait until it is durable; return a ``busy.*`` code if it is not."""
         stored: asyncio.Future[int] | None = None
         try:
-            stored = self._store.append(payload, n_events, decided=None if claim is None else claim.hold())
+            stored = self._store.append(payload, n_events, decided=decided)
             await stored
         except Exception as error:
-            if stored is None and claim is not None:
-                claim.decided(is_stored=False)  # the spool did not take the frame and says no more of it
+            if stored is None and decided is not None:
+                decided(False)  # noqa: FBT003 - the spool did not take the frame and says no more of it
             for kind, code in BUSY_CODES:
                 if isinstance(error, kind):
                     return code
@@ -291,8 +294,11 @@ def _follow_firsts(claim: Claim, judged: Sequence[Judged]) -> None:
 
 def _renamed(accepted: Sequence[Judged], claim: Claim) -> dict[str, str]:
     """Return the ids as they were sent, by index, of events that the pipeline gave another one."""
-    pairs = enumerate(zip(accepted, claim.ids.values(), strict=True))
-    return {str(index): sent for index, (item, sent) in pairs if item.event and item.event.get("event_id") != sent}
+    renamed = {}
+    for index, (item, sent) in enumerate(zip(accepted, claim.ids.values(), strict=True)):
+        if item.event is not None and item.event.get("event_id") != sent:
+            renamed[str(index)] = sent
+    return renamed
 
 
 def _refuse_all(candidates: Sequence[Candidate], code: str) -> Result:

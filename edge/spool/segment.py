@@ -121,6 +121,11 @@ class SegmentIndex:
         with self._lock:
             return self._firsts[0] if self._firsts else self.durable_seq
 
+    def starts(self) -> list[int]:
+        """Return the number of the first event of each segment."""
+        with self._lock:
+            return list(self._firsts)
+
     def totals(self) -> tuple[int, int]:
         """Return the number of segments and the room they take in bytes."""
         with self._lock:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import disks, needs, oracle
+from harness import disks, filling, needs, oracle
 
 SEGMENT_BYTES = 512 * 1024
-LEAST_BYTES = 4_000
-"""No event of the load is smaller, so that what is left of the last segment is soon too little for any."""
-QUIET_SECS = 0.4
-"""Nothing was acknowledged for so long."""
 FULL_SECS = 0.1
 """Within what time a sender is told that there is no room; or twice what an answer took before, whichever is longer."""
-RESUME_SECS = 2.0
 
 
 def test_b1_a_full_disk_is_said_and_ends_by_itself(rig: Any, row: Any, scale: Any) -> None:
@@ -43,17 +37,17 @@ def fill_and_drain(rig: Any, found: Any, volume: Path, cycles: int) -> None:
     gateway = rig.start()
     usual = max(rig.probe(gateway).secs for _ in range(10))
     told_within = max(FULL_SECS, 2 * usual)
-    found.bound = f"0 lost, busy.full within {FULL_SECS * 1000:g} ms, ingest resumes within {RESUME_SECS:g} s"
+    found.bound = f"0 lost, busy.full within {FULL_SECS * 1000:g} ms, ingest resumes within {filling.RESUME_SECS:g} s"
     loads, slowest_told, slowest_resumed = [], 0.0, 0.0
     for cycle in range(cycles):
         target.order(listen=False)
-        load = rig.load(f"c{cycle}", least_bytes=LEAST_BYTES)
+        load = rig.load(f"c{cycle}", least_bytes=filling.LEAST_BYTES)
         loads.append(load)
-        _wait_until_full(load)
+        filling.wait_until_quiet(load)
         assert disks.free_bytes(volume) < SEGMENT_BYTES, "the disk is not full"
         assert not gateway.is_ready()
         for _ in range(10):
-            told = rig.probe(gateway, extras={"pad": "x" * 2 * LEAST_BYTES})
+            told = rig.probe(gateway, **filling.LARGER_THAN_LEFT)
             assert (told.status, told.code) == (503, "busy.full")
             slowest_told = max(slowest_told, told.secs)
         delivered = target.ledger.stat().st_size
@@ -61,10 +55,8 @@ def fill_and_drain(rig: Any, found: Any, volume: Path, cycles: int) -> None:
         # The sink's probes of its target, the delivery of the oldest segment and its release: all of that while full.
         oracle.wait_for(lambda: disks.free_bytes(volume) >= SEGMENT_BYTES + 65_536, 20, "a segment was released")
         assert target.ledger.stat().st_size > delivered, "nothing was delivered while the disk was full"
-        slowest_resumed = max(slowest_resumed, _wait_for_acks(load))
-        answers = load.stop()
-        assert set(answers["statuses"]) == {"200", "503"}, answers
-        assert set(answers["codes"]) == {"busy.full"}, answers
+        slowest_resumed = max(slowest_resumed, filling.wait_for_acks(load))
+        filling.expect_answers(load.stop(), "busy.full")
         rig.settle(gateway, ["crm"])
         found.tried += 1
     found.note(
@@ -76,23 +68,3 @@ def fill_and_drain(rig: Any, found: Any, volume: Path, cycles: int) -> None:
     checked = rig.check(found, loads, target.delivered(), duplicates=oracle.IN_FLIGHT_EVENTS * cycles)
     found.note(f"{checked.acknowledged:,} events acknowledged")
     assert gateway.stop()[0] == 0
-
-
-def _wait_until_full(load: Any, secs: float = 60.0) -> None:
-    """Wait until nothing is acknowledged any more."""
-    size, changed_at = 0, time.monotonic()
-
-    def is_quiet() -> bool:
-        nonlocal size, changed_at
-        now = load.acknowledged.stat().st_size if load.acknowledged.exists() else 0
-        if now != size:
-            size, changed_at = now, time.monotonic()
-        return size > 0 and time.monotonic() - changed_at > QUIET_SECS
-
-    oracle.wait_for(is_quiet, secs, "the disk is full")
-
-
-def _wait_for_acks(load: Any) -> float:
-    """Wait until something is acknowledged again; returns the seconds."""
-    size = load.acknowledged.stat().st_size
-    return oracle.wait_for(lambda: load.acknowledged.stat().st_size > size, RESUME_SECS, "ingest resumed")

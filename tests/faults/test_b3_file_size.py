@@ -25,8 +25,8 @@ def test_b3_a_limit_on_file_sizes_is_a_full_disk(rig: Any, row: Any, scale: Any)
         found.tried += 1
 
         loads, slowest = [], 0.0
-        for round in range(scale(1, 20)):
-            load = rig.load(f"r{round}", least_bytes=filling.LEAST_BYTES)
+        for number in range(scale(1, 20)):
+            load = rig.load(f"r{number}", least_bytes=filling.LEAST_BYTES)
             loads.append(load)
             filling.wait_for_acks(load, 10)
             _limit(gateway, JUST_BELOW)

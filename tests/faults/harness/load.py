@@ -259,8 +259,8 @@ class _State:
                 self._codes[code] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Return how many answers there were of each status and code, how long successes took in seconds, samples of the
-        rest."""
+        """Return how many answers there were of each status and code, the latency of successes in seconds, samples of
+        the rest."""
         ordered = sorted(self._latencies) or [0.0]
         quantiles = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 90, 99)}
         counts = {"statuses": self._statuses, "codes": self._codes}

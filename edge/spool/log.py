@@ -33,6 +33,9 @@ LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 10 * 1024 * 1024 * 1024
 STALL_SECS = 5.0
+LOOKS = 20
+"""How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
+longer than it at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +284,10 @@ class Log:
             callback(durable_seq)
 
     def _watch(self) -> None:
-        """Look for waiters that have waited too long, a few times within the limit."""
+        """Answer waiters that have waited too long, and look again soon."""
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
-            self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+            self._watchdog = self._loop.call_later(self._stall_secs / LOOKS, self._watch)
 
 
 def _take_lock(dir_fd: int, path: Path) -> int:

@@ -46,8 +46,8 @@ def test_b5_the_nth_call_fails(rig: Any, row: Any, error: str) -> None:
             found.tried += 1
         found.bound = f"0 lost, 0 corrupt, no hang, takes events within {BACK_SECS:g} s after the fault"
         found.note(
-            f"{error}: {', '.join(CALLS)}, each for n up to {MOST_N} (clean before that: {', '.join(clean) or 'none'}) and for"
-            f" good; takes events within {slowest:.2f} s after the fault"
+            f"{error}: {', '.join(CALLS)}, each for n up to {MOST_N} (clean before that: {', '.join(clean) or 'none'})"
+            f" and for good; takes events within {slowest:.2f} s after the fault"
         )
         rig.settle(gateway, ["crm"])
         rig.is_alive(gateway, target)

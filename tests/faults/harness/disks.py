@@ -32,11 +32,30 @@ def ext4(at: Path, n_bytes: int) -> Iterator[Path]:
     # No blocks are kept for root: a disk that is full for everybody is full for a test that runs as root too.
     run("mkfs.ext4", "-q", "-m", "0", str(image))
     at.mkdir(parents=True, exist_ok=True)
-    run("mount", "-o", "loop,nosuid,nodev", str(image), str(at))
+    _mount_image(at)
     try:
         yield at
     finally:
         unmount(at)
+
+
+def break_ext4(at: Path) -> None:
+    """Have a mounted image meet an error, whereupon it lets nobody write any more, as disks do that fail."""
+    device = at.stat().st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+
+def repair_ext4(at: Path) -> None:
+    """Unmount a broken image that nobody uses any more, repair it, and mount it again."""
+    run("umount", str(at))
+    done = subprocess.run(["e2fsck", "-fy", str(at.with_suffix(".img"))], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stdout
+    _mount_image(at)
+
+
+def _mount_image(at: Path) -> None:
+    run("mount", "-o", "loop,nosuid,nodev,errors=remount-ro", str(at.with_suffix(".img")), str(at))
 
 
 def unmount(at: Path) -> None:

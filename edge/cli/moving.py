@@ -12,7 +12,7 @@ from edge.config.model import GatewayConfig
 from edge.delivery import replay as moves
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.selection import Selection
-from edge.gateway import SHARD
+from edge.gateway import open_spool
 from edge.spool.errors import SpoolLockedError
 from edge.spool.log import Log
 
@@ -37,22 +37,10 @@ def move(
     meanwhile, else the gateway that has it.
     """
     try:
-        spool = _spool(config)
+        spool = open_spool(config.spool)
     except SpoolLockedError:
         return _ask(config, action, chosen, advance)
     return asyncio.run(_move(spool, action, chosen, {store.sink: store for store in stores}, advance))
-
-
-def _spool(config: GatewayConfig) -> Log:
-    """Open the spool as the gateway does."""
-    return Log.open(
-        config.spool.path / SHARD,
-        shard=SHARD,
-        segment_bytes=config.spool.segment_bytes,
-        max_bytes=config.spool.max_bytes,
-        durability=config.spool.durability,
-        retain_secs=config.spool.retain_secs,
-    )
 
 
 async def _move(

@@ -111,7 +111,8 @@ class Spool:
     path: Path
     durability: Literal["disk", "os", "memory"]
     segment_bytes: int
-    max_bytes: int
+    max_bytes: int | None
+    """None: 10 GiB, or half of the volume; decided where the spool is opened."""
     retain_secs: float
 
 

@@ -205,7 +205,8 @@ class _Directory:
         except OSError:
             return segment.first_seq
         try:
-            tail = find_tail(partial(read_at, fd), segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end)
+            read, key = partial(read_at, fd), segment.header.key
+            tail = find_tail(read, key, SEGMENT_HEADER_BYTES, segment.data_end, segment.first_seq)
         finally:
             os.close(fd)
         return tail.end_seq or segment.first_seq

@@ -6,24 +6,25 @@ import asyncio
 import fcntl
 import os
 import stat
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from edge.spool.active import ActiveSegment
+from edge.spool.active import ActiveSegment, Shortage
+from edge.spool.capacity import DEFAULT_BYTES
 from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError, SpoolLockedError
 from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
-from edge.spool.format import EVENTS
+from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
 from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
+from edge.spool.release import Releaser
 from edge.spool.segment import SegmentFiles, SegmentIndex
 from edge.spool.writer import Durability, Writer
 
@@ -31,11 +32,11 @@ logger = structlog.get_logger(__name__)
 
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
-MAX_BYTES = 10 * 1024 * 1024 * 1024
 STALL_SECS = 5.0
 LOOKS = 20
 """How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
 longer than it at most."""
+LOOK_SECS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,13 @@ class Log:
         index: SegmentIndex,
         segment_files: SegmentFiles,
         quarantine: Quarantine,
+        releaser: Releaser,
         queue: AppendQueue,
         writer: Writer,
         files: Files,
         recovery: Recovery,
         *,
         max_bytes: int,
-        retain_secs: float,
         stall_secs: float,
         is_memory: bool,
     ) -> None:
@@ -86,16 +87,16 @@ class Log:
         self._index = index
         self._segment_files = segment_files
         self._quarantine = quarantine
+        self._releaser = releaser
         self._queue = queue
         self._writer = writer
         self._files = files
         self._reader = Reader(index, segment_files, quarantine)
         self._max_bytes = max_bytes
-        self._retain_secs = retain_secs
         self._stall_secs = stall_secs
         self._is_memory = is_memory
-        self._release_lock = threading.Lock()
         self._subscribers: dict[object, Callable[[int], None]] = {}
+        self._on_shortage: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._exited: asyncio.Event | None = None
@@ -110,7 +111,7 @@ class Log:
         *,
         shard: str = "",
         segment_bytes: int = SEGMENT_BYTES,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = DEFAULT_BYTES,
         durability: Durability = "disk",
         retain_secs: float = 0.0,
         observer: LogObserver | None = None,
@@ -143,9 +144,18 @@ class Log:
             _close_all(fds)
             raise
         index = SegmentIndex(recovery.segments, recovery.next_seq)
+        segment_files = SegmentFiles(fds[2])
+        releaser = Releaser(fds[0], files, index, segment_files, quarantine, retain_secs)
         queue = AppendQueue(queue_bytes)
         active = ActiveSegment(
-            path, fds[0], files, index, shard=shard or path.name, segment_bytes=segment_bytes, max_bytes=max_bytes
+            path,
+            fds[0],
+            files,
+            index,
+            shard=shard or path.name,
+            segment_bytes=segment_bytes,
+            max_bytes=max_bytes,
+            give_way=releaser.give_way,
         )
         writer = Writer(active, queue, index, observer or SilentObserver(), durability)
         if durability == "memory":
@@ -155,14 +165,14 @@ class Log:
             fds[1],
             fds[0],
             index,
-            SegmentFiles(fds[2]),
+            segment_files,
             quarantine,
+            releaser,
             queue,
             writer,
             files,
             recovery,
             max_bytes=max_bytes,
-            retain_secs=retain_secs,
             stall_secs=stall_secs,
             is_memory=durability == "memory",
         )
@@ -171,7 +181,7 @@ class Log:
         """Bind the log to the loop that appends; called on it, once."""
         self._loop = loop
         self._exited = asyncio.Event()
-        self._writer.attach(loop, self._notify, self._exited.set)
+        self._writer.attach(loop, self._notify, self._ran_short, self._exited.set)
         self._watch()
 
     def append(self, payload: bytes, n_events: int = 1, kind: int = EVENTS) -> asyncio.Future[int]:
@@ -182,8 +192,10 @@ class Log:
         """
         if self._loop is None:
             raise SpoolClosedError("the log was not started")
-        if n_events < 1:
-            raise ValueError("a frame has at least one event")
+        if not 1 <= n_events <= FRAME_EVENTS:
+            raise ValueError(f"a frame has at least one event, and at most {FRAME_EVENTS}")
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is no kind of frame")
         future: asyncio.Future[int] = self._loop.create_future()
         entry = Entry(payload, n_events, kind, future)
         self._queue.put(entry)
@@ -223,26 +235,38 @@ class Log:
 
         The caller has made every cursor durable that allows this. The segment being written always stays.
         """
-        freed = 0
-        with self._release_lock:
-            for segment in self._index.wholly_below(position):
-                if time.monotonic() - segment.aged_from < self._retain_secs or self._is_closed:
-                    break
-                self._index.drop(segment)  # first, so that a reader who misses the file knows why
-                try:
-                    self._files.unlink(segment.name, dir_fd=self._dir_fd)
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    logger.warning("a segment could not be removed", error=str(error))
-                    self._index.put_back(segment)
-                    break
-                self._segment_files.forget(segment)
-                self._quarantine.forget(segment.name)
-                freed += segment.size
+        freed = self._releaser.release(position)
         if freed:
             self._writer.look_now()
         return freed
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Why there is no room for the next segment; None while there is. Says so before the room is needed."""
+        return self._writer.shortage
+
+    def watch_shortage(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop whenever the writer finds no room, which it tries again every second."""
+        self._on_shortage = callback
+
+    def make_room(self, position: int, shortage: Shortage) -> int:
+        """Let go of what lies wholly below event `position` and, as far as needed, of what is kept to be replayed.
+
+        Returns the bytes by which the segments still take too much. The same condition as for `release`. Blocks.
+        """
+        self._releaser.release(position)
+        self._releaser.give_way(shortage.most_bytes)
+        excess = max(0, self._index.totals()[1] - shortage.most_bytes)
+        if not excess:
+            self._writer.wait_for_look(LOOK_SECS)
+        return excess
+
+    def end_of_oldest(self, n_bytes: int) -> int | None:
+        """Return the event behind the oldest segments that take `n_bytes` together, as few as that needs.
+
+        None when all together, without the one being written, take less.
+        """
+        return self._index.end_of_oldest(n_bytes)
 
     def stats(self) -> LogStats:
         """Return the state of the log."""
@@ -272,9 +296,7 @@ class Log:
         self._writer.join()
         if self._watchdog is not None:
             self._watchdog.cancel()
-        with self._release_lock:
-            if self._is_closed:
-                return
+        if self._releaser.close():
             self._is_closed = True
             self._segment_files.close()
             _close_all([self._dir_fd, self._lock_fd])
@@ -283,11 +305,29 @@ class Log:
         for callback in tuple(self._subscribers.values()):
             callback(durable_seq)
 
+    def _ran_short(self) -> None:
+        if self._on_shortage is not None:
+            self._on_shortage()
+
     def _watch(self) -> None:
         """Answer waiters that have waited too long, and look again soon."""
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
             self._watchdog = self._loop.call_later(self._stall_secs / LOOKS, self._watch)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from opening the log in directory `path`; `SpoolLockedError` when one has it open."""
+    dir_fd = open_directory(path)
+    try:
+        lock_fd = _take_lock(dir_fd, path)
+    finally:
+        os.close(dir_fd)
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
 
 
 def _take_lock(dir_fd: int, path: Path) -> int:

@@ -16,6 +16,7 @@ from edge.spool.errors import SpoolFormatError
 from edge.spool.files import Files, close_quietly, open_regular, read_at, remove_quietly, write_durably
 from edge.spool.format import (
     SEGMENT_HEADER_BYTES,
+    SEQ_LIMIT,
     VERSION,
     SegmentHeader,
     is_temporary_name,
@@ -30,8 +31,6 @@ logger = structlog.get_logger(__name__)
 
 META = "META.json"
 _META_LIMIT_BYTES = 64 * 1024
-_SEQ_LIMIT = 1 << 62
-"""A name with a higher number was not made by us; believing it would leave no numbers to go on with."""
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class Discovery:
 
     def count_name(self, number: int) -> None:
         """Take note of the number in a file's name."""
-        if number < _SEQ_LIMIT:
+        if number < SEQ_LIMIT:
             self.highest_name = max(self.highest_name, number)
 
 
@@ -75,7 +74,7 @@ def discover(dir_fd: int) -> Discovery:
     Raises `SpoolFormatError` when a newer version wrote one of the segments.
     """
     found = Discovery()
-    now, wall = time.monotonic(), time.time()
+    now = time.monotonic()
     with os.scandir(dir_fd) as entries:
         names = [entry.name for entry in entries]
     for name in sorted(names):
@@ -97,12 +96,11 @@ def discover(dir_fd: int) -> Discovery:
             header = SegmentHeader.unpack(read_at(fd, 0, SEGMENT_HEADER_BYTES))
         finally:
             os.close(fd)
-        if header is None or header.first_seq >= _SEQ_LIMIT:
+        if header is None or header.first_seq >= SEQ_LIMIT:
             found.unreadable[name] = status
             continue
         data_end = max(min(status.st_size, header.capacity), SEGMENT_HEADER_BYTES)
-        age = max(wall - status.st_mtime, 0.0)
-        found.segments.append(Segment(name, header, data_end, data_end, now - age))
+        found.segments.append(Segment(name, header, data_end, data_end, now))
     _leave_one_each(found)
     return found
 
@@ -195,17 +193,22 @@ def _cut_tail(dir_fd: int, files: Files, quarantine: Quarantine, segment: Segmen
         return 0, segment.first_seq  # gone, or not ours to write
     try:
         read = partial(read_at, fd)
-        tail = find_tail(read, segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end)
+        tail = find_tail(read, segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end, segment.first_seq)
+        if not tail.is_certain:
+            logger.warning("the end of the spool cannot be told in time; nothing of it is cut", segment=segment.name)
         torn = max(tail.data_end - tail.end, 0)
         if torn:
             quarantine.damaged(segment.name, tail.end, torn, read)
         segment.end_seq = tail.end_seq or segment.first_seq
+        next_seq = segment.end_seq
         # A segment that had been cut to its length before has no torn write at its end: what is damaged there was
         # stored, and the numbers it claims are used up.
         was_sealed = os.fstat(fd).st_size < segment.header.capacity
         segment.data_end = tail.end
         _cut(files, fd, segment)
-        return torn, max(segment.end_seq, tail.claimed_seq if was_sealed else 0)
+        if not tail.is_certain:
+            segment.end_seq = None
+        return torn, max(next_seq, tail.claimed_seq if was_sealed else 0)
     finally:
         close_quietly(files, fd)
 

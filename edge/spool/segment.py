@@ -31,7 +31,10 @@ class Segment:
     size: int
     """Bytes of room it takes on disk."""
     aged_from: float
-    """When it got its last frame, in seconds of the monotonic clock; may lie before the start of the machine."""
+    """When it got its last frame, in seconds of the monotonic clock; when it was found, for one of an earlier process.
+
+    No clock that can be set decides what is deleted: a restart begins the time anew.
+    """
     end_seq: int | None = None
     """Number behind its last event where that is known for certain."""
 
@@ -188,6 +191,18 @@ class SegmentIndex:
         at = self._segments.index(segment)
         del self._segments[at], self._firsts[at]
         self._bytes -= segment.size
+
+    def end_of_oldest(self, n_bytes: int) -> int | None:
+        """Return the event behind the oldest segments that take `n_bytes` together, the active one not among them."""
+        with self._lock:
+            ends = [*self._firsts[1:], self.durable_seq]
+            for segment, end in zip(self._segments, ends, strict=True):
+                if segment is self._active:
+                    return None
+                n_bytes -= segment.size
+                if n_bytes <= 0:
+                    return end
+            return None
 
     def wholly_below(self, position: int) -> list[Segment]:
         """Return the segments, oldest first, whose events all lie below `position`; never the active one."""

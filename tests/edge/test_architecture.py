@@ -19,6 +19,7 @@ LAYERS = [
     {"edge.pipeline", "edge.metrics"},
     {"edge.door", "edge.delivery"},
     {"edge.books", "edge.testing", "edge.workers"},
+    {"edge.room"},
     {"edge.gateway"},
     {"edge.http"},
     {"edge.runtime"},

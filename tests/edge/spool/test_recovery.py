@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 import time
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from edge.spool.format import (
     frame_header,
     segment_name,
 )
+from edge.spool.scan import find_tail
 
 BAD_DIRECTORY = "not everything in it could be used"
 
@@ -401,25 +403,92 @@ def test_newer_version_is_refused_and_left_as_it_is(logs, spool_path, segment_pa
     assert snapshot(spool_path) == before
 
 
-@pytest.mark.parametrize("shape", ["small frames", "one frame and room", "garbage", "magic", "damaged"])
-def test_open_takes_less_than_two_seconds_with_a_large_segment(io_loop, spool_path, expect_log, shape):
-    expect_log += ["damaged"]
+SIZE = 64 * 1024 * 1024
+
+
+def random_content(header: SegmentHeader) -> bytes:
+    return random.Random(1).randbytes(1 << 20) * 63
+
+
+def one_frame_and_room(header: SegmentHeader) -> bytes:
+    return frame_header(header.key, 1, 0, 1, b"x" * 20) + b"x" * 20
+
+
+def tiny_frames(header: SegmentHeader) -> bytes:
+    payload = b"x" * 20
+    return b"".join(frame_header(header.key, 1, seq, 1, payload) + payload for seq in range(1_290_000))
+
+
+def damaged_payloads(header: SegmentHeader) -> bytes:
+    return (frame_header(header.key, 1, 0, 1, b"x" * 100) + b"y" * 100) * 500_000
+
+
+def damaged_tiny_payloads(header: SegmentHeader) -> bytes:
+    return (frame_header(header.key, 1, 0, 1, b"x") + b"y") * 2_000_000
+
+
+def magic_and_tag(header: SegmentHeader) -> bytes:
+    return (FRAME_MAGIC + b"\x01" + header.key.tag) * (SIZE // 8)
+
+
+def plausible_headers(header: SegmentHeader) -> bytes:
+    fields = struct.pack("<IIQ", 1, 100, 5)
+    return (FRAME_MAGIC + b"\x01" + header.key.tag + fields) * (SIZE // 24)
+
+
+def headers_in_headers(header: SegmentHeader) -> bytes:
+    """Two thousand valid headers, the payload of each reaching to the end: hours, if each were read."""
+    content, count = b"", 2_000
+    for number in range(count):
+        length = SIZE - SEGMENT_HEADER_BYTES - (number + 1) * FRAME_HEADER_BYTES
+        head = struct.pack("<4sB3sIIQ", FRAME_MAGIC, 1, header.key.tag, 1, length, number)
+        content += head + struct.pack("<II", crc32(head, header.key.seed), 0)
+    return content.ljust(SIZE - SEGMENT_HEADER_BYTES, b"x")
+
+
+@pytest.mark.parametrize(
+    "make",
+    map(
+        garbage,
+        [
+            random_content,
+            one_frame_and_room,
+            tiny_frames,
+            damaged_payloads,
+            damaged_tiny_payloads,
+            magic_and_tag,
+            plausible_headers,
+            headers_in_headers,
+        ],
+    ),
+)
+def test_open_takes_less_than_two_seconds_whatever_fills_a_large_segment(io_loop, spool_path, expect_log, make):
+    expect_log += ["damaged", "cannot be told in time"]
     spool_path.mkdir(parents=True)
-    size = 64 * 1024 * 1024
-    header = SegmentHeader.new(0, size, "x")
-    frame = frame_header(header.key, 1, 0, 1, b"x" * 20) + b"x" * 20
-    if shape == "small frames":
-        body = b"".join(frame_header(header.key, 1, seq, 1, b"x" * 20) + b"x" * 20 for seq in range(100_000)) * 12
-    elif shape == "one frame and room":
-        body = frame
-    elif shape == "garbage":
-        body = random.Random(1).randbytes(1 << 20) * 63
-    elif shape == "magic":
-        body = (FRAME_MAGIC + b"\x01\0\0\0") * (7 << 20)
-    else:  # headers that are valid, payloads that are not
-        body = (frame_header(header.key, 1, 0, 1, b"x" * 100) + b"y" * 100) * 500_000
-    unsealed(spool_path / segment_name(0), header.pack() + body, size)
+    header = SegmentHeader.new(0, SIZE, "x")
+    unsealed(spool_path / segment_name(0), (header.pack() + make(header))[:SIZE], SIZE)
     started = time.monotonic()
     log = Log.open(spool_path)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4  # twice the promise: the machine of a test does other things as well
     io_loop.run_sync(log.close)
+
+
+def test_intact_frames_survive_a_segment_whose_end_cannot_be_told_in_time(
+    logs, spool_path, read_all, expect_log, monkeypatch
+):
+    expect_log += ["damaged", "cannot be told in time", "lost"]
+    spool_path.mkdir(parents=True)
+    header = SegmentHeader.new(0, 1 << 20, "x")
+    intact = frame_header(header.key, 1, 0, 3, b"intact") + b"intact"
+    late = frame_header(header.key, 1, 3, 2, b"last") + b"last"
+    body = intact + b"".join(frame_header(header.key, 1, 3, 2, b"x") + b"y" for _ in range(20_000)) + late[:-1] + b"?"
+    path = spool_path / segment_name(0)
+    unsealed(path, header.pack() + body, 1 << 20)
+    monkeypatch.setattr("edge.spool.recovery.find_tail", partial(find_tail, patience_secs=0.0))
+    log = logs.open()
+    assert log.recovery.torn_bytes == 0
+    assert log.durable_seq >= 5
+    assert path.read_bytes().rstrip(b"\0") == header.pack() + body
+    frames, lost = read_all(log)
+    assert [frame.payload for frame in frames] == [b"intact"]
+    assert lost == log.durable_seq - 3

@@ -60,7 +60,7 @@ INTRO = """# Faults: what was tried, and what was lost
 
 `make faults` attacks a real gateway process and the bytes of its spool; `make test` runs a small figure of the rows
 that need nothing special. Acknowledged events are written down by another process after it has read the 2xx; stub
-targets write down what they are given; an oracle compares. *Lost*: acknowledged and neither delivered nor a dead letter.
+targets write down what they are given; an oracle compares. *Lost*: acknowledged, neither delivered nor a dead letter.
 *Corrupt*: delivered with other content than was sent. *Duplicates*: delivered more than once, which at-least-once
 delivery allows within the bound. A row that was skipped did not pass. Zero losses in n kills bound the loss probability
 of one kill by 3/n (95 %). `make faults-selftest` puts twelve defects into the code, one at a time, and shows that the

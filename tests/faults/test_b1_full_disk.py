@@ -32,7 +32,7 @@ def fill_and_drain(rig: Any, found: Any, volume: Path, cycles: int) -> None:
     target = rig.target()
     rig.configure(
         {"crm": rig.http_sink(target, required=True)},
-        spool={"path": str(volume / "spool"), "segment_bytes": SEGMENT_BYTES},
+        spool={"path": str(volume / "spool"), "segment_bytes": SEGMENT_BYTES, **filling.NO_CAP},
     )
     gateway = rig.start()
     usual = max(rig.probe(gateway).secs for _ in range(10))

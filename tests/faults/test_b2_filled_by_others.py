@@ -26,7 +26,7 @@ def test_b2_somebody_else_fills_the_disk(rig: Any, row: Any, kind: str) -> None:
         target = rig.target()
         rig.configure(
             {"crm": rig.http_sink(target, required=True)},
-            spool={"path": str(volume / "spool"), "segment_bytes": SEGMENT_BYTES},
+            spool={"path": str(volume / "spool"), "segment_bytes": SEGMENT_BYTES, **filling.NO_CAP},
         )
         gateway = rig.start()
         filler = disks.Filler(volume / "somebody-else")

@@ -158,7 +158,10 @@ def test_b8_a_disk_that_turns_read_only(rig: Any, row: Any) -> None:
 def _take_events(rig: Any, volume: Path) -> tuple[Any, Any, Any]:
     """Start a gateway with its spool on a volume, in segments that last longer than the test."""
     target = rig.target()
-    rig.configure({"crm": rig.http_sink(target)}, spool={"path": str(volume / "spool"), "segment_bytes": 8 * disks.MIB})
+    rig.configure(
+        {"crm": rig.http_sink(target)},
+        spool={"path": str(volume / "spool"), "segment_bytes": 8 * disks.MIB, **filling.NO_CAP},
+    )
     gateway = rig.start()
     load = rig.load()
     filling.wait_for_acks(load)

@@ -151,7 +151,7 @@ def _first_failure(trace: strace.Trace, secs: float = 30.0) -> strace.Call:
 
 def _is_commit(call: strace.Call) -> bool:
     """Say whether a call was the sync of frames; a segment that is being started has another name yet."""
-    return "/seg-" in call.path
+    return "/seg-" in call.path and call.path.endswith(".log")
 
 
 def _expect_no_second_sync(trace: strace.Trace) -> None:

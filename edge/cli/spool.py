@@ -51,7 +51,7 @@ def _configured(config_path: Path) -> tuple[Path, GatewayConfig]:
 
 @click.group("spool", cls=OrderedGroup)
 def spool() -> None:
-    """Show size and positions, verify every byte, print what is stored, or forget a sink that is gone."""
+    """Show size and positions, verify every byte, print, repair or deliver again what is stored, forget a sink."""
 
 
 @spool.command("stats")

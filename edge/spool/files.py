@@ -135,6 +135,11 @@ def open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def open_directory_again(dir_fd: int) -> int:
+    """Open a directory that is open already once more: a descriptor that does not end with the other one."""
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+
+
 def create_directory(path: Path) -> None:
     """Create a directory and its missing parents, readable by the owner alone; one that exists stays as it is."""
     missing = [path, *path.parents]

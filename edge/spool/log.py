@@ -25,6 +25,7 @@ from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.release import Releaser
+from edge.spool.rewrite import RepairReport, Rewriter
 from edge.spool.segment import SegmentFiles, SegmentIndex
 from edge.spool.writer import Durability, Writer
 
@@ -62,7 +63,7 @@ class Log:
     """A segmented log of frames in one directory, owned by one process at a time.
 
     Opened with :meth:`open`, bound to an event loop with :meth:`start`, ended with :meth:`close`. `append`, `subscribe`
-    and `close` belong to that loop; `read`, `release` and `stats` may be called from any thread.
+    and `close` belong to that loop; `read`, `release`, `repair` and `stats` may be called from any thread.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Log:
         self._max_bytes = max_bytes
         self._stall_secs = stall_secs
         self._is_memory = is_memory
+        self._rewriter = Rewriter(dir_fd, files, index, segment_files, quarantine, releaser.lock)
         self._subscribers: dict[object, Callable[[int], None]] = {}
         self._on_shortage: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,6 +270,14 @@ class Log:
         """
         return self._index.end_of_oldest(n_bytes)
 
+    def repair(self, position: int = 0) -> RepairReport:
+        """Rewrite damaged segments from event `position` on without their bad bytes; blocks for about two seconds.
+
+        The report says where to go on, and is done when `position` has reached its `end`. The segment being written is
+        left as it is. Raises `SpoolFailedError` when the disk refuses; what was done before stays done.
+        """
+        return self._rewriter.run(position)
+
     def stats(self) -> LogStats:
         """Return the state of the log."""
         segments, n_bytes = self._index.totals()
@@ -298,6 +308,8 @@ class Log:
             self._watchdog.cancel()
         if self._releaser.close():
             self._is_closed = True
+            with self._releaser.lock:
+                self._rewriter.close()
             self._segment_files.close()
             _close_all([self._dir_fd, self._lock_fd])
 

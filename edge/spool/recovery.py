@@ -61,7 +61,13 @@ class Recovery:
     next_seq: int
     torn_bytes: int = 0
     """Bytes behind the last valid frame, cut off."""
+    torn_at: tuple[str, int] = ("", 0)
+    """Name of the segment that was cut, and where."""
     unreadable_segments: int = 0
+    unreadable: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """Files without an intact header: their sizes in bytes, and whether they could be moved to quarantine."""
+    temporary: list[str] = field(default_factory=list)
+    """Files that were never finished, removed."""
     ignored_entries: int = 0
     behind_cursor_events: int = 0
     """How far a cursor is ahead of the log's last event: the log lost its end, or a cursor is not of this log."""
@@ -165,15 +171,22 @@ def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floor
     for name in found.temporary:
         remove_quietly(files, dir_fd, name)
     floor = max(floors, default=0)
-    result = Recovery(found.segments, max(floor, found.highest_name), ignored_entries=len(found.ignored))
+    result = Recovery(
+        found.segments,
+        max(floor, found.highest_name),
+        ignored_entries=len(found.ignored),
+        temporary=found.temporary,
+    )
     for name, status in found.unreadable.items():
-        quarantine.adopt(name, status.st_size, status.st_blocks * 512)
+        is_moved = quarantine.adopt(name, status.st_size, status.st_blocks * 512)
+        result.unreadable[name] = status.st_size, is_moved
         result.unreadable_segments += 1
     end_of_log = 0
     empty = ""
     if found.segments:
         last = found.segments[-1]
         result.torn_bytes, end_of_log = _cut_tail(dir_fd, files, quarantine, last)
+        result.torn_at = last.name, last.data_end
         if last.data_end == SEGMENT_HEADER_BYTES:
             found.segments.pop()
             empty = last.name  # stays until the next segment takes its name: the name holds the number

@@ -36,7 +36,8 @@ class Releaser:
         self._segment_files = segment_files
         self._quarantine = quarantine
         self._retain_secs = retain_secs
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held by who removes or replaces segments."""
         self._settled = 0
         """Every cursor is durably past it."""
         self._is_closed = False
@@ -44,7 +45,7 @@ class Releaser:
     def release(self, position: int) -> int:
         """Unlink the segments wholly below event `position` that are old enough; returns the bytes freed. Blocks."""
         freed = 0
-        with self._lock:
+        with self.lock:
             self._settled = max(self._settled, position)
             for segment in self._index.wholly_below(position):
                 if time.monotonic() - segment.aged_from < self._retain_secs or not self._unlink(segment):
@@ -58,7 +59,7 @@ class Releaser:
         Blocks. What a cursor still needs stays, also when that is too much.
         """
         freed = 0
-        with self._lock:
+        with self.lock:
             for segment in self._index.wholly_below(self._settled):
                 if self._index.totals()[1] <= most_bytes or not self._unlink(segment):
                     break
@@ -67,7 +68,7 @@ class Releaser:
 
     def close(self) -> bool:
         """End all unlinking, once nobody does any more; False when that was done before."""
-        with self._lock:
+        with self.lock:
             was_closed, self._is_closed = self._is_closed, True
             return not was_closed
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +39,8 @@ class Segment:
     """
     end_seq: int | None = None
     """Number behind its last event where that is known for certain."""
+    is_replaced: bool = False
+    """Its name belongs to another file now; under its lock, `SegmentFiles` opens it no more."""
 
     @property
     def first_seq(self) -> int:
@@ -143,6 +147,22 @@ class SegmentIndex:
         with self._lock:
             return segment in self._segments
 
+    def is_active(self, segment: Segment) -> bool:
+        """Say whether a segment is the one being written."""
+        with self._lock:
+            return segment is self._active
+
+    def names(self) -> set[str]:
+        """Return the names of all segments."""
+        with self._lock:
+            return {segment.name for segment in self._segments}
+
+    def replace(self, old: Segment, new: Segment) -> None:
+        """Let `new`, which holds the same events, stand in the place of `old`; never of the active one."""
+        with self._lock:
+            self._segments[self._segments.index(old)] = new
+            self._bytes += new.size - old.size
+
     def start(self, segment: Segment) -> None:
         """Add the segment that is written from now on."""
         with self._lock:
@@ -242,6 +262,8 @@ class SegmentFiles:
         with self._lock:
             if self._closed:
                 raise OSError(9, "the log is closed")
+            if segment.is_replaced:
+                raise FileNotFoundError(errno.ENOENT, "the segment was replaced", segment.name)
             entry = self._open.pop(segment, None)
             if entry is None:
                 entry = _OpenFile(open_regular(segment.name, self._dir_fd))
@@ -263,12 +285,27 @@ class SegmentFiles:
     def forget(self, segment: Segment) -> None:
         """Close the descriptor of a segment that was released, so that its room is given back."""
         with self._lock:
-            entry = self._open.get(segment)
-            if entry is None:
-                return
-            entry.is_released = True
-            if not entry.users:
-                os.close(self._open.pop(segment).fd)
+            self._release(segment)
+
+    def replace(self, old: Segment, new: Segment, swap: Callable[[], None]) -> None:
+        """Have `swap` put the file of `new` in the place of that of `old`; nobody opens one of them meanwhile.
+
+        Who has borrowed `old` keeps it; it is not lent again, so that its offsets never meet the new file. When `swap`
+        raises, it is `new` that is not lent.
+        """
+        with self._lock:
+            new.is_replaced = True
+            swap()
+            new.is_replaced, old.is_replaced = False, True
+            self._release(old)
+
+    def _release(self, segment: Segment) -> None:
+        entry = self._open.get(segment)
+        if entry is None:
+            return
+        entry.is_released = True
+        if not entry.users:
+            os.close(self._open.pop(segment).fd)
 
     def close(self) -> None:
         """Close what nobody uses now, and the rest when it is given back."""

@@ -34,6 +34,9 @@ logger = structlog.get_logger(__name__)
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
 STALL_SECS = 5.0
+STALL_LOOKS = 20
+"""How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
+longer than it at most."""
 LOOK_SECS = 1.0
 
 
@@ -334,10 +337,10 @@ class Log:
             self._on_shortage()
 
     def _watch(self) -> None:
-        """Look for waiters that have waited too long, a few times within the limit."""
+        """Answer waiters that have waited too long, and look again soon."""
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
-            self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+            self._watchdog = self._loop.call_later(self._stall_secs / STALL_LOOKS, self._watch)
 
 
 @contextmanager

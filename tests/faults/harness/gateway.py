@@ -18,13 +18,14 @@ import yaml
 
 from harness import patching
 
-FDATASYNC, PWRITEV = 75, 296
-"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them."""
+FDATASYNC, PWRITEV, PWRITEV2 = 75, 296, 328
+"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them. Python's `pwritev` is either."""
 
 
 class Gateway:
     """One gateway process. `wrap` is put before the command (strace, faketime, prlimit); `patch` names changes that are
-    made at run time in the started process alone (see `harness.patching`)."""
+    made at run time in the started process alone (see `harness.patching`); `plugins` are directories of plugins (see
+    `harness.plugin`)."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Gateway:
         *,
         wrap: Sequence[str] = (),
         patch: Sequence[str] = (),
+        plugins: Sequence[Path] = (),
         env: dict[str, str] | None = None,
         start_secs: float = 20.0,
     ) -> None:
@@ -40,6 +42,8 @@ class Gateway:
         self.log_path = config.with_name(f"gateway-{time.monotonic_ns()}.log")
         command = [*wrap, sys.executable, "-m", "edge.cli", "run", "-c", str(config)]
         environ = {**os.environ, "NO_COLOR": "1", **patching.environ(patch), **(env or {})}
+        if plugins:
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*map(str, plugins), environ.get("PYTHONPATH", ""))))
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -101,7 +105,7 @@ class Gateway:
         tasks = [task / "syscall" for task in Path(f"/proc/{self.pid}/task").iterdir()]
         in_commit = False
         while not in_commit and time.monotonic() < deadline:
-            in_commit = any(_number(task) in (FDATASYNC, PWRITEV) for task in tasks)
+            in_commit = any(_number(task) in (FDATASYNC, PWRITEV, PWRITEV2) for task in tasks)
         return self.kill(), in_commit
 
     def stop(self, secs: float = 20.0, number: int = signal.SIGTERM) -> tuple[int, float]:

@@ -24,7 +24,8 @@ FDATASYNC, PWRITEV = 75, 296
 
 class Gateway:
     """One gateway process. `wrap` is put before the command (strace, faketime, prlimit); `patch` names changes that are
-    made at run time in the started process alone (see `harness.patching`)."""
+    made at run time in the started process alone (see `harness.patching`); `plugins` are directories of plugins (see
+    `harness.plugin`)."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Gateway:
         *,
         wrap: Sequence[str] = (),
         patch: Sequence[str] = (),
+        plugins: Sequence[Path] = (),
         env: dict[str, str] | None = None,
         start_secs: float = 20.0,
     ) -> None:
@@ -40,6 +42,8 @@ class Gateway:
         self.log_path = config.with_name(f"gateway-{time.monotonic_ns()}.log")
         command = [*wrap, sys.executable, "-m", "edge.cli", "run", "-c", str(config)]
         environ = {**os.environ, "NO_COLOR": "1", **patching.environ(patch), **(env or {})}
+        if plugins:
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*map(str, plugins), environ.get("PYTHONPATH", ""))))
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

@@ -115,6 +115,16 @@ class Gateway:
         code = self.process.wait(secs)
         return code, time.monotonic() - started
 
+    def reload(self, secs: float = 10.0) -> None:
+        """Have it read its configuration again and wait until that is done."""
+        done = "the configuration was reloaded"
+        before = sum(line["event"] == done for line in self.log_lines())
+        os.kill(self.pid, signal.SIGHUP)
+        deadline = time.monotonic() + secs
+        while sum(line["event"] == done for line in self.log_lines()) == before:
+            assert time.monotonic() < deadline, f"no reload: {self.log_path.read_text()[-2000:]}"
+            time.sleep(0.02)
+
     def request(
         self,
         method: str,

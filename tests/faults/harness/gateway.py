@@ -169,6 +169,11 @@ class Gateway:
         """Return how many events a sink has before it."""
         return int(self.metrics()[f'edge_sink_pending_events{{sink="{sink}"}}'])
 
+    def attempts(self, sink: str, *results: str) -> int:
+        """Return how many attempts of a sink ended in these ways (``ok``, ``retryable``, ``permanent``, ``timeout``)."""
+        samples = self.metrics()
+        return sum(int(samples.get(f'edge_sink_attempts_total{{result="{of}",sink="{sink}"}}', 0)) for of in results)
+
     def unaccounted(self) -> int:
         """Return what the books lack; a moment without events in flight is best."""
         return int(self.metrics()["edge_events_unaccounted"])

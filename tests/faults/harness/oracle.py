@@ -103,12 +103,12 @@ def p99(values: Iterable[float]) -> float:
     return ordered[len(ordered) * 99 // 100]
 
 
-def wait_for(condition: Callable[[], object], secs: float, what: str) -> float:
-    """Wait until a condition holds, looking every 20 ms; returns the seconds it took, fails after `secs`."""
+def wait_for(condition: Callable[[], object], secs: float, what: str, *, every_secs: float = 0.02) -> float:
+    """Wait until a condition holds, looking now and then; returns the seconds it took, fails after `secs`."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < secs, f"not within {secs:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_secs)
     return time.monotonic() - started
 
 

@@ -56,7 +56,8 @@ class _Letters:
     def arrive(self, found: Any, kills: int) -> None:
         """Move the rest, see that then nothing is left to be moved, deliver, and hold it against what was sent."""
         out, err = _end(self.command(), 0)
-        assert int(out.split(b"crm: ")[1].split()[0]) > 0, (out, err)
+        assert out.endswith(b" replayed\n"), (out, err)
+        assert int(out.split()[1]) > 0, (out, err)
         assert not self.left()
         _, err = _end(self.command(), 1)
         assert b"nothing matches" in err

@@ -27,8 +27,9 @@ DOWN: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 
 
 def test_c1_a_target_that_is_down_loses_nothing_and_is_not_pestered(rig: Any, row: Any, scale: Any) -> None:
-    outage_secs, quiet_secs = scale(5, 60), scale(4, 20)
-    floor_secs = scale(20, 5) / 1000
+    outage_secs, quiet_secs = scale(4, 60), scale(2, 30)
+    # A few seconds on a machine that others use show a loop that is blocked, no more.
+    floor_secs = scale(100, 5) / 1000
     what = "a target down: port closed, and blackhole"
     bound = "0 lost, drained at >= 3x the ingest rate, ingest p99 <= 1.2x"
     with row("C1", what=what, unit="s without target", bound=bound) as found:
@@ -38,28 +39,32 @@ def test_c1_a_target_that_is_down_loses_nothing_and_is_not_pestered(rig: Any, ro
         gateway = rig.start()
         load = rig.load(senders=16, rate=RATE, most_bytes=2_000, open_loop=True)
         oracle.wait_for(lambda: len(target.delivered()) > 500, 20, "the load is there")
-        start = time.monotonic()
-        time.sleep(quiet_secs)
-        quiet = _p99s(load, start, time.monotonic())
-        during = []
+        quiet: list[float] = []
+        during: list[float] = []
         for name, down, up in DOWN:
+            start = time.monotonic()
+            time.sleep(quiet_secs + 0.1)
+            quiet += _p99s(load, start, time.monotonic())
             before = time.monotonic()
             target.order(**down)
             _is_left_alone(gateway, target, before + outage_secs)
             during += _p99s(load, before, time.monotonic())
-            backlog, n_before = gateway.pending("crm"), len(target.delivered())
+            backlog, start_at = gateway.pending("crm"), target.n_written()
             assert backlog > 0.5 * RATE * outage_secs, "the target was not missed"
             target.order(**up)
             up_at = time.monotonic()
             rate = load.acked_between(before, up_at) / (up_at - before)
-            oracle.wait_for(lambda n=n_before: len(target.delivered()) > n, PROBE_SECS + TIMEOUT_SECS + 1, "a probe")
+            oracle.wait_for(lambda at=start_at: target.n_written() > at, PROBE_SECS + TIMEOUT_SECS + 1, "a probe")
             oracle.wait_for(lambda: gateway.pending("crm") < RATE, 60, "the backlog is drained")
             drained = _drain_rate(load, target, up_at)
             found.note(f"{name}: {backlog:,} events drained at {drained / rate:.1f}x the ingest rate")
             assert drained >= 3 * rate, f"drained at {drained:.0f} events/s while {rate:.0f} came in"
             found.tried += round(up_at - before)
         before_secs, during_secs = statistics.median(quiet), statistics.median(during)
-        found.note(f"ingest p99 {before_secs * 1e3:.1f} ms before, {during_secs * 1e3:.1f} ms during")
+        found.note(
+            f"ingest p99 {before_secs * 1e3:.1f} ms with target, {during_secs * 1e3:.1f} ms without"
+            f" (at most {floor_secs * 1e3:.0f} ms more are let pass)"
+        )
         assert during_secs <= max(1.2 * before_secs, before_secs + floor_secs)
         load.stop()
         rig.settle(gateway, ["crm"])

@@ -58,9 +58,13 @@ class Target:
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "ok\n"
 
-    def delivered(self) -> list[ledger.Entry]:
-        """Return what it has taken so far."""
-        return list(ledger.read(self.ledger))
+    def delivered(self, start: int = 0) -> list[ledger.Entry]:
+        """Return what it has taken so far, from a byte of its ledger on (`n_written`)."""
+        return list(ledger.read(self.ledger, start))
+
+    def n_written(self) -> int:
+        """Return the size of its ledger: for who wants to know only what comes after this."""
+        return self.ledger.stat().st_size if self.ledger.exists() else 0
 
     def n_attempts(self) -> int:
         """Return how many connections were made to it."""

@@ -43,7 +43,9 @@ class Gateway:
         command = [*wrap, sys.executable, "-m", "edge.cli", "run", "-c", str(config)]
         environ = {**os.environ, "NO_COLOR": "1", **patching.environ(patch), **(env or {})}
         if plugins:
-            environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*map(str, plugins), environ.get("PYTHONPATH", ""))))
+            environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, (*map(str, plugins), str(Path(__file__).parent.parent), environ.get("PYTHONPATH", "")))
+            )
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -115,6 +117,16 @@ class Gateway:
         code = self.process.wait(secs)
         return code, time.monotonic() - started
 
+    def reload(self, secs: float = 10.0) -> None:
+        """Have it read its configuration again and wait until that is done."""
+        done = "the configuration was reloaded"
+        before = sum(line["event"] == done for line in self.log_lines())
+        os.kill(self.pid, signal.SIGHUP)
+        deadline = time.monotonic() + secs
+        while sum(line["event"] == done for line in self.log_lines()) == before:
+            assert time.monotonic() < deadline, f"no reload: {self.log_path.read_text()[-2000:]}"
+            time.sleep(0.02)
+
     def request(
         self,
         method: str,
@@ -159,6 +171,11 @@ class Gateway:
         """Return how many events a sink has before it."""
         return int(self.metrics()[f'edge_sink_pending_events{{sink="{sink}"}}'])
 
+    def attempts(self, sink: str, *results: str) -> int:
+        """Return how many attempts of a sink ended in these ways: ``ok``, ``retryable``, ``permanent``, ``timeout``."""
+        samples = self.metrics()
+        return sum(int(samples.get(f'edge_sink_attempts_total{{result="{of}",sink="{sink}"}}', 0)) for of in results)
+
     def unaccounted(self) -> int:
         """Return what the books lack; a moment without events in flight is best."""
         return int(self.metrics()["edge_events_unaccounted"])
@@ -169,6 +186,13 @@ class Gateway:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("the process has no memory")
+
+    def peak_rss_bytes(self, *, anew: bool = False) -> int:
+        """Return the most resident memory it had, since its start or since this was last asked `anew`."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        if anew:
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM:"))
 
     def n_descriptors(self) -> int:
         """Return how many descriptors it has open."""

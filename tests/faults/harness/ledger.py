@@ -37,11 +37,14 @@ class Ledger:
         os.write(self._fd, "".join(f"{event_id} {digest} {now:.6f}\n" for event_id, digest in entries).encode())
 
 
-def read(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a ledger; a line that is being written is left out."""
+def read(path: Path, start: int = 0) -> Iterator[Entry]:
+    """Yield the entries of a ledger, from a byte of it on; a line that is being written is left out."""
     if not path.exists():
         return
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    for line in lines:
         event_id, digest, at = line.decode().split(" ")
         yield Entry(event_id, digest, float(at))
 

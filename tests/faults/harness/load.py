@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -38,7 +39,9 @@ class Load:
     """A running load generator.
 
     `senders` connections; `rate` requests a second all together, 0 for as many as get an answer; sizes of requests are
-    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller.
+    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller. With
+    `open_loop` a request is due at its time whatever became of those before it, and how late its answer is counts from
+    then (`latencies`).
     """
 
     def __init__(
@@ -55,14 +58,17 @@ class Load:
         repeat: bool = False,
         requests: int = 0,
         copies: int = 1,
+        open_loop: bool = False,
     ) -> None:
         self.sent = folder / f"{prefix}-sent.log"
         self.acknowledged = folder / f"{prefix}-acked.log"
         self.answers = folder / f"{prefix}-answers.json"
+        self.times = folder / f"{prefix}-times.log"
         orders = {
             "sent": str(self.sent), "acknowledged": str(self.acknowledged), "answers": str(self.answers), "port": port,
             "key": key, "senders": senders, "rate": rate, "most_bytes": most_bytes, "prefix": prefix, "repeat": repeat,
             "requests": requests, "copies": copies, "least_bytes": least_bytes,
+            "times": str(self.times) if open_loop else "",
         }  # fmt: skip
         command = [sys.executable, "-m", "harness.load", json.dumps(orders)]
         self._process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
@@ -90,6 +96,17 @@ class Load:
         done = {entry.event_id for entry in ledger.read(self.acknowledged)}
         return sum(at - 1.0 <= entry.at <= at and entry.event_id not in done for entry in ledger.read(self.sent))
 
+    def latencies(self, start: float, end: float) -> list[float]:
+        """Return how long the requests that were due in a stretch of monotonic time took, in seconds; all of them were
+        taken. Only with `open_loop`."""
+        taken = []
+        for line in self.times.read_text().split("\n")[:-1]:
+            due, secs, status = line.split(" ")
+            if start <= float(due) < end:
+                assert status == "200", f"a request was answered {status}"
+                taken.append(float(secs))
+        return taken
+
     def stop(self, secs: float = 15.0) -> dict[str, Any]:
         """Let every connection finish its request, end, and return the statistics of the answers."""
         if self._process.poll() is None:
@@ -115,13 +132,15 @@ class _Sender(threading.Thread):
         dice = random.Random(f"{self.orders['prefix']}{self.number}")
         count = 0
         while not self.state.ending.is_set():
-            if not self.state.may_send():
+            due = self.state.may_send()
+            if due is None:
                 return
             events = self._events(dice, count)
             count += len(events)
             lines = [(event["event_id"], ledger.digest_of(event)) for event in events]
             self.state.sent.write(lines)
-            self._post_until_answered(events, lines, dice)
+            status = self._post_until_answered(events, lines, dice)
+            self.state.note_time(due, status)
         if self.socket is not None:
             self.socket.close()
 
@@ -139,7 +158,7 @@ class _Sender(threading.Thread):
 
     def _post_until_answered(
         self, events: list[dict[str, Any]], lines: list[tuple[str, str]], dice: random.Random
-    ) -> None:
+    ) -> int:
         body = orjson.dumps(events)
         while True:
             copies = self.orders["copies"]
@@ -149,7 +168,7 @@ class _Sender(threading.Thread):
             if status == 503:
                 self.state.ending.wait(PAUSE_SECS * 5)
             if status == 200 or not self.orders["repeat"] or (self.state.ending.is_set() and self.state.hurry):
-                return
+                return status
 
     def _post(self, body: bytes, lines: list[tuple[str, str]]) -> int:
         """Post once; return the status, 0 when there was no answer."""
@@ -234,18 +253,26 @@ class _State:
         self._left = orders["requests"] or 1 << 60
         self._interval = 1.0 / orders["rate"] if orders["rate"] else 0.0
         self._next_at = time.monotonic()
+        path, flags = orders["times"], os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._times = os.open(path, flags, 0o600) if path else None
 
-    def may_send(self) -> bool:
-        """Wait for the turn of the next request; False when there is none."""
+    def may_send(self) -> float | None:
+        """Wait for the turn of the next request and return when it is due; None when there is none."""
         with self._lock:
             if not self._left:
-                return False
+                return None
             self._left -= 1
             self._next_at += self._interval
             wait = self._next_at - time.monotonic() if self._interval else 0.0
-            if wait < -1.0:  # no catching up: a row that measures how late answers are brings its own load
+            if wait < -1.0 and self._times is None:  # no catching up where nobody asks how late answers are
                 self._next_at = time.monotonic()
-        return not (wait > 0 and self.ending.wait(wait))
+            due = self._next_at
+        return None if wait > 0 and self.ending.wait(wait) else due
+
+    def note_time(self, due: float, status: int) -> None:
+        """Write down how long after its time a request was answered."""
+        if self._times is not None:
+            os.write(self._times, f"{due:.6f} {time.monotonic() - due:.6f} {status}\n".encode())
 
     def note(self, status: str, secs: float, sample: bytes) -> None:
         with self._lock:

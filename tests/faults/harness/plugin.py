@@ -8,7 +8,7 @@ from pathlib import Path
 def install(folder: Path, name: str, source: str) -> Path:
     """Write the module `name` and its entry point below `folder`; return the directory for ``rig.start(plugins=…)``.
 
-    `source` registers its components like any plugin: with `edge_register_components`.
+    `source` registers its components like any plugin, with `edge_register_components`; it may import the harness.
     """
     directory = folder / f"plugin-{name}"
     about = directory / f"{name}-1.0.dist-info"

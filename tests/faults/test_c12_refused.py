@@ -18,7 +18,7 @@ def test_c12_repeat_of_a_refused_event_is_stored(rig: Any, row: Any, scale: Any)
     with row("C12", what="events refused by a full spool and sent again, dedup on", unit="fills", bound=bound) as found:
         target = rig.target(listen=False)
         rig.configure(
-            {"crm": rig.http_sink(target)},
+            {"crm": rig.http_sink(target, required=True)},  # a sink that is not would have the oldest dropped
             spool={"segment_bytes": 65_536, "max_bytes": MOST_BYTES},
             dedup={"enabled": True, "window_secs": 1},
         )

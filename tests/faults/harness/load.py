@@ -89,12 +89,19 @@ class Load:
 
     def acked_between(self, start: float, end: float) -> int:
         """Return how many events were acknowledged in a stretch of monotonic time."""
-        return sum(start <= entry.at < end for entry in ledger.read(self.acknowledged))
+        return sum(entry.at < end for entry in ledger.recent(self.acknowledged, start))
 
-    def in_flight(self, at: float) -> int:
-        """Return how many events had been sent at a moment and were never acknowledged, the last second's only."""
-        done = {entry.event_id for entry in ledger.read(self.acknowledged)}
-        return sum(at - 1.0 <= entry.at <= at and entry.event_id not in done for entry in ledger.read(self.sent))
+    def wait_for_acked(self, since: float, n_events: int, secs: float = 10.0) -> None:
+        """Wait until so many events were acknowledged from a moment on."""
+        deadline = time.monotonic() + secs
+        while sum(1 for _ in ledger.recent(self.acknowledged, since)) < n_events:
+            assert time.monotonic() < deadline, f"not {n_events} events acknowledged within {secs:g} s"
+            time.sleep(0.01)
+
+    def in_flight(self, at: float, secs: float = 1.0) -> int:
+        """Return how many events had been sent in the `secs` before a moment and were never acknowledged."""
+        done = {entry.event_id for entry in ledger.recent(self.acknowledged, at - secs)}
+        return sum(entry.at <= at and entry.event_id not in done for entry in ledger.recent(self.sent, at - secs))
 
     def latencies(self, start: float, end: float) -> list[float]:
         """Return how long the requests that were due in a stretch of monotonic time took, in seconds; all of them were

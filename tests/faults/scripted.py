@@ -21,7 +21,7 @@ from simfs import Op, RecordingFiles
 import edge.delivery.progress
 from edge.api import Batch, PermanentError
 from edge.clock import SystemClock
-from edge.config.model import BatchOptions, ComponentConfig, RetryOptions, SinkConfig, DeadLetters
+from edge.config.model import BatchOptions, ComponentConfig, DeadLetters, RetryOptions, SinkConfig
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.worker import SinkWorker
 from edge.event import pack

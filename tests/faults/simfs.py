@@ -97,7 +97,9 @@ class Disk:
         elif op.kind in ("sync", "failed_sync"):
             self._settle(lambda other: other.inode == op.inode and not other.path, doubtful=op.kind != "sync")
         elif op.kind in ("sync_dir", "failed_sync_dir"):
-            self._settle(lambda other: bool(other.path) and _parent(other.path) == op.path, doubtful=op.kind != "sync_dir")
+            self._settle(
+                lambda other: bool(other.path) and _parent(other.path) == op.path, doubtful=op.kind != "sync_dir"
+            )
         else:
             self.changes.append(Change(op))
 
@@ -159,7 +161,10 @@ class Disk:
             return
         yield "all kept", partial(self.image, optional)
         for change in optional:
-            yield f"all but {_words(change.op)}", partial(self.image, [other for other in optional if other is not change])
+            yield (
+                f"all but {_words(change.op)}",
+                partial(self.image, [other for other in optional if other is not change]),
+            )
             if len(optional) > 2:
                 yield f"only {_words(change.op)}", partial(self.image, [change])
         for change in optional:
@@ -170,7 +175,10 @@ class Disk:
 
 def torn(op: Op) -> Iterator[tuple[str, list[Op]]]:
     """Yield what may be left of a write that the disk did in part: a beginning, an end, or all but one sector."""
-    edges = [op.offset, *range(op.offset // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES, op.offset + len(op.data), SECTOR_BYTES)]
+    edges = [
+        op.offset,
+        *range(op.offset // SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES, op.offset + len(op.data), SECTOR_BYTES),
+    ]
     cuts = [edge - op.offset for edge in edges]
     for cut in cuts[1:]:
         yield f"the first {cut} bytes", [_piece(op, 0, cut)]

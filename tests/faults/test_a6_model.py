@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from fastdir import fast_directory, quiet
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-
-from fastdir import fast_directory, quiet
 from spoolmachine import SpoolMachine
 
 
@@ -13,7 +12,9 @@ def test_spool_agrees_with_its_model_whatever_happens(scale, row, monkeypatch):
     monkeypatch.setattr("edge.spool.writer.RETRY_SECS", 0.005)
     examples = scale(500, 20_000)
     with (
-        row("A6", what="appends, cursors, releases, kills, power cuts, failing calls, flipped bits", unit="examples") as result,
+        row(
+            "A6", what="appends, cursors, releases, kills, power cuts, failing calls, flipped bits", unit="examples"
+        ) as result,
         fast_directory() as path,
         quiet(),
     ):

@@ -38,11 +38,15 @@ def the_same_frames_one_byte_late(data: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "shape", [ends_there, room_behind, stale_bytes_behind, the_same_frames_one_byte_late], ids=lambda shape: shape.__name__
+    "shape",
+    [ends_there, room_behind, stale_bytes_behind, the_same_frames_one_byte_late],
+    ids=lambda shape: shape.__name__,
 )
 def test_every_frame_before_a_torn_tail_is_delivered(row, shape: Callable[[bytes, int], bytes]):
     with (
-        row("A7", what=f"last segment torn at every byte of its last 3 frames: {shape.__name__}", unit="offsets") as result,
+        row(
+            "A7", what=f"last segment torn at every byte of its last 3 frames: {shape.__name__}", unit="offsets"
+        ) as result,
         fast_directory() as path,
         quiet(),
         closing(Opener()) as opener,

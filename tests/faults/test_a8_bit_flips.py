@@ -85,7 +85,9 @@ def check_flip(spool: Damaged, opener: Opener, at: int, offset: int, bit: int, r
     result.tried += 1
     result.corrupt += sum(payload != spool.payloads[seq] for seq, payload in found.items())
     result.losses += len(missing - {touched})
-    assert all(payload == spool.payloads[seq] for seq, payload in found.items()), f"{where}: a corrupt frame was delivered"
+    assert all(payload == spool.payloads[seq] for seq, payload in found.items()), (
+        f"{where}: a corrupt frame was delivered"
+    )
     assert missing <= {touched}, f"{where}: frames are lost that it did not touch: {missing}, it touched {touched}"
     assert touched is None or missing, f"{where}: the frame it touched was delivered"
     # That a last frame ever was there, only its header knows; one that hits that header cannot be counted.

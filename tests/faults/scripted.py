@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from edge.workers import Workers
 SINKS = ("all", "picky")
 SHARD = "shard-000"
 SEGMENT_BYTES = 8192
+LARGEST = (None, None, None, 700)
+"""What one pwritev takes; one of these at each step."""
 META = {"key": "web", "received_at": "2025-10-09T08:53:20+00:00", "request_id": "r"}
 
 
@@ -78,12 +80,13 @@ def sink_config(id: str) -> SinkConfig:
 class Script:
     """The run: about `steps` appends on a fresh spool under `root`."""
 
-    def __init__(self, root: Path, steps: int, seed: int = 1) -> None:
+    def __init__(self, root: Path, steps: int, seed: int = 1, largest_writes: Sequence[int | None] = LARGEST) -> None:
         self.trace: list[Op] = []
         self.root = root
         self.files = RecordingFiles(root, self.trace.append)
         self._steps = steps
         self._dice = random.Random(seed)
+        self._largest_writes = largest_writes
         self._n = 0
         self._syncs = 0
         self._loop: asyncio.AbstractEventLoop
@@ -97,6 +100,7 @@ class Script:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.files.before = self._before
+        self.files.largest_write = self._largest_writes[0]
         path = self.root / "spool" / SHARD
         log = Log.open(path, segment_bytes=SEGMENT_BYTES, files=self.files)
         log.start(self._loop)
@@ -104,19 +108,18 @@ class Script:
         clock = SystemClock()
         workers = Workers(log, path, letters, Observer(), clock)
         running = {}
-        for id in SINKS:
-            store = DeadLetterStore(letters.path, id, segment_bytes=4096, max_bytes=1 << 20)
-            running[id] = SinkWorker(
-                Sink(id, self.files),
-                sink_config(id),
+        for name in SINKS:
+            running[name] = SinkWorker(
+                Sink(name, self.files),
+                sink_config(name),
                 log,
-                CursorFile(path, id, files=self.files),
-                store,
+                CursorFile(path, name, files=self.files),
+                DeadLetterStore(letters.path, name, segment_bytes=4096, max_bytes=1 << 20),
                 Observer(),
                 clock,
                 rng=random.Random(7),
             )
-            running[id].start()
+            running[name].start()
         workers._workers = running
         self.files.note("started")
 
@@ -124,7 +127,7 @@ class Script:
             await asyncio.to_thread(log.release, workers.release_position)
 
         for step in range(self._steps):
-            self.files.largest_write = self._dice.choice([None, None, None, 700])
+            self.files.largest_write = self._dice.choice(self._largest_writes)
             await asyncio.gather(*(self._append(log) for _ in range(self._dice.choice([1, 1, 1, 2, 5]))))
             if step % 9 == 4:
                 await release()  # as the gateway does it: whatever the sinks are at just now
@@ -152,7 +155,7 @@ class Script:
     async def _take_letters_away(self, store: DeadLetterStore | None) -> None:
         assert store is not None
         letters = await asyncio.to_thread(lambda: list(store.entries()))
-        oldest = [letter for letter in letters[: len(letters) // 2 + 1]]
+        oldest = letters[: len(letters) // 2 + 1]
         # From here on they may be gone.
         self.files.note("taken", store.sink, [orjson.loads(letter.line)["n"] for letter in oldest])
         await store.mark([letter.id for letter in oldest], "dropped")

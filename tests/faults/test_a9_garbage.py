@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +14,10 @@ import garbage
 import openonce
 import pytest
 from fastdir import fast_directory
+from processes import HANG_SECS, KEY, RUN, gateway, opening
 from spoolbytes import write_spool
 
-KEY = "test-key-0123456789"
-HANG_SECS = 5.0
 CASES = [*garbage.HARMLESS, *garbage.HARMFUL, *garbage.REFUSED]
-
-
-class Opening:
-    """A process that opens one spool after the other; one that hangs is ended."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, openonce.__file__, *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-
-    def open(self, path: Path) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{path}\n".encode())
-        if not select.select([self._process.stdout], [], [], HANG_SECS)[0]:
-            self.close()
-            raise AssertionError(f"the spool did not open within {HANG_SECS} s")
-        line = self._process.stdout.readline()
-        assert line, "the process that opened the spool is gone"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@contextmanager
-def opening(*arguments: str) -> Iterator[Opening]:
-    made = Opening(*arguments)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def outside_of(path: Path) -> dict[str, bytes]:
@@ -140,15 +102,6 @@ def spool_of(tmp_path: Path) -> Path:
     return path
 
 
-def run(config: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "edge.cli", "run", "-c", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize(
     "make",
     [garbage.newer_meta, garbage.a_lock_that_is_a_directory, garbage.a_file_in_place_of_the_directory],
@@ -159,15 +112,12 @@ def test_gateway_that_cannot_use_its_spool_says_so_in_one_line(config_path, tmp_
         result.bound = "exit code 1, one line, <= 5 s"
         result.tried = 1
         make(spool_of(tmp_path))
-        process = run(config_path(log={"level": "error", "format": "json"}))
+        config = config_path(log={"level": "error", "format": "json"})
         started = time.monotonic()
-        try:
-            _, errors = process.communicate(timeout=HANG_SECS * 2)
-        finally:
-            process.kill()
+        ended = subprocess.run([*RUN, str(config)], capture_output=True, text=True, timeout=HANG_SECS * 2)
         result.note(f"ended after {time.monotonic() - started:.1f} s")
-        assert process.returncode == 1
-        (line,) = errors.splitlines()
+        assert ended.returncode == 1
+        (line,) = ended.stderr.splitlines()
         assert line.startswith("the gateway cannot start: ")
         assert garbage.REFUSED[make] in line
 
@@ -178,27 +128,14 @@ def test_gateway_starts_on_a_directory_full_of_garbage(config_path, tmp_path, ro
         result.tried = 1
         path = spool_of(tmp_path)
         everything_at_once(path)
-        process = run(config_path(log={"format": "json"}))
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if "the gateway is listening" in line:
-                    port = json.loads(line)["ingest"][0].rpartition(":")[2]
-                    break
-            else:
-                raise AssertionError("the gateway did not start")
+        with gateway(config_path(log={"format": "json"})) as running:
             request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/ingest",
+                f"http://127.0.0.1:{running.port}/ingest",
                 json.dumps(example_event).encode(),
                 {"X-API-Key": KEY, "Content-Type": "application/json"},
             )
             with urllib.request.urlopen(request, timeout=5) as response:
                 assert response.status == 200
-            process.terminate()
-            process.stderr.read()
-            assert process.wait(10) == 0
-        finally:
-            process.kill()
-            process.wait()
-            process.stderr.close()
+            assert running.stop() == 0
+            assert "Traceback" not in "".join(running.lines)
         assert (tmp_path / "spool" / "outside" / "precious").read_bytes() == b"precious"

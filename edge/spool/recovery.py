@@ -72,7 +72,8 @@ class Recovery:
 def discover(dir_fd: int) -> Discovery:
     """Look at every entry of a directory without changing anything.
 
-    Raises `SpoolFormatError` when a newer version wrote one of the segments, `SpoolFailedError` when one may not be read.
+    Raises `SpoolFormatError` when a newer version wrote one of the segments, `SpoolFailedError` when one may not be
+    read.
     """
     found = Discovery()
     now, wall = time.monotonic(), time.time()
@@ -160,8 +161,8 @@ def check_meta(dir_fd: int) -> bool:
 def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floors: Iterable[int]) -> Recovery:
     """Make a directory fit to go on with. `floors` are the cursors' positions; the caller holds the lock.
 
-    Only the last segment is looked through. `SpoolFormatError`, and `SpoolFailedError` for a segment that may not be read, are raised before
-    anything is changed.
+    Only the last segment is looked through. `SpoolFormatError`, and `SpoolFailedError` for a segment that may not be
+    read, are raised before anything is changed.
     """
     started = time.monotonic()
     has_meta = check_meta(dir_fd)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -24,12 +25,13 @@ class Row:
     def skip(self, reason: str) -> None:
         pytest.skip(reason)
 
-    def __enter__(self) -> Row:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         state = "passed" if kind is None else "failed"
-        print(f"{self.id} {state}: {self.tried} {self.unit}, {self.losses} lost, {self.corrupt} corrupt", *self.notes)
+        line = (f"{self.id} {state}: {self.tried} {self.unit}, {self.losses} lost, {self.corrupt} corrupt", *self.notes)
+        sys.stdout.write(" ".join(line) + "\n")
 
 
 @pytest.fixture
@@ -39,4 +41,4 @@ def scale() -> Callable[[int, int], int]:
 
 @pytest.fixture
 def row() -> Callable[..., Any]:
-    return lambda id, *, what, unit: Row(id, what, unit)
+    return lambda name, *, what, unit: Row(name, what, unit)

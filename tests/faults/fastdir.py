@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def fast_directory() -> Iterator[Path]:
-    """Yield a directory in memory where there is such a thing: what syncs are worth is not what these rows are about."""
+    """Yield a directory, in memory where there is such a thing: what syncs are worth is for other rows."""
     memory = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(prefix="edge-faults-", dir=memory if memory.is_dir() else None))
     try:

@@ -55,7 +55,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = asyncio.run(attempt(Path(line.rstrip("\n"))))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the row is to see it
             answer = {"error": f"TRACEBACK {type(error).__name__}: {error}", "secs": 0.0}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

@@ -183,7 +183,7 @@ def torn(op: Op) -> Iterator[tuple[str, list[Op]]]:
     for cut in cuts[1:]:
         yield f"the first {cut} bytes", [_piece(op, 0, cut)]
         yield f"all from byte {cut} on", [_piece(op, cut, len(op.data))]
-    for start, end in zip(cuts[1:], cuts[2:], strict=False):
+    for start, end in itertools.pairwise(cuts[1:]):
         yield f"all but bytes {start} to {end}", [_piece(op, 0, start), _piece(op, end, len(op.data))]
 
 
@@ -268,7 +268,7 @@ class RecordingFiles(Files):
     """
 
     def __init__(self, root: Path, take: Callable[[Op], None], inodes: dict[str, int] | None = None) -> None:
-        self._root = root.resolve()
+        self._prefix = str(root.resolve())
         self._take = take
         self._lock = _lock
         self._inodes = dict(inodes or {})
@@ -283,15 +283,14 @@ class RecordingFiles(Files):
             self._take(Op("note", note=values))
 
     def _path(self, name: str, dir_fd: int) -> str:
-        directory = Path(f"/proc/self/fd/{dir_fd}").readlink()
-        path = os.path.normpath(directory / name)
-        return "" if path == str(self._root) else str(Path(path).relative_to(self._root))
+        path = os.path.normpath(os.readlink(f"/proc/self/fd/{dir_fd}") + "/" + name)  # noqa: PTH115 - called all the time
+        return path.removeprefix(self._prefix).removeprefix("/")
 
     def mkdir(self, path: Path, mode: int = 0o700) -> None:
         self.before("mkdir")
         with self._lock:
             super().mkdir(path, mode)
-            self._take(Op("mkdir", str(path.absolute().relative_to(self._root))))
+            self._take(Op("mkdir", str(path.absolute()).removeprefix(self._prefix).removeprefix("/")))
 
     def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int) -> int:
         self.before("open")

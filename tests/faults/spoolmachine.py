@@ -106,7 +106,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _check(self, frames: list[Frame]) -> None:
         """Compare what can be read after an opening with what was promised before."""
-        acked = {seq: payload for seq, payload in self._notes("acked")}
+        acked = dict(self._notes("acked"))
         refused = {payload for (payload,) in self._notes("refused")}
         by_seq = {frame.seq: frame for frame in frames}
         position = -1
@@ -246,7 +246,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def deliver(self, max_bytes: int) -> None:
         """Read on from the cursor and move it in memory."""
         result = self._log.read(self._cursor.position, max_bytes)
-        acked = {seq: payload for seq, payload in self._notes("acked")}
+        acked = dict(self._notes("acked"))
         for frame in result.frames:
             assert acked.get(frame.seq) == frame.payload, f"the frame at {frame.seq} is not what was acknowledged"
         lost = result.lost_events

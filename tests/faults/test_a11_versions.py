@@ -85,7 +85,7 @@ def test_dead_letters_of_the_first_release_are_all_there(copied, row):
 
 def newest_segment(path: Path) -> None:
     """Have the last segment, which recovery would cut, written by a later version."""
-    last = sorted(path.glob("seg-*.log"))[-1]
+    last = max(path.glob("seg-*.log"))
     data = bytearray(last.read_bytes())
     for start in (0, 512):
         struct.pack_into("<H", data, start + 8, 9)

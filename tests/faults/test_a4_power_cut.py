@@ -15,13 +15,16 @@ from powercut import CutDisk, cut_disk, missing
 from processes import Senders, delivered, gateway
 
 RECOVER_SECS = 15.0
-# The gateway as it is, but for the one call that everything rests on.
-WITHOUT_FDATASYNC = [
-    sys.executable,
-    "-c",
-    "import sys; from edge.spool.files import Files; Files.fdatasync = lambda self, fd: None;"
-    " sys.argv = ['edge', 'run', '-c', sys.argv[1]]; from edge.cli import main; main()",
-]
+_UNSYNCED = """
+import sys
+from edge.spool.files import Files
+Files.fdatasync = lambda self, fd: None
+sys.argv = ["edge", "run", "-c", sys.argv[1]]
+from edge.cli import main
+main()
+"""
+WITHOUT_FDATASYNC = [sys.executable, "-c", _UNSYNCED]
+"""The gateway as it is, but for the one call that everything rests on."""
 
 
 class Cuts:
@@ -48,12 +51,14 @@ class Cuts:
             try:
                 _wait(lambda: senders.acked_within(0.25) >= 20, "the gateway takes too few events to prove anything")
                 time.sleep(self._dice.uniform(0.0, 0.5))
+                # What is told after this moment no machine without power could have told. It does happen here: ext4
+                # lets an fdatasync succeed whose change of the extent tree the cut has taken away.
+                known = set(senders.acked)
                 self._disk.cut()
             finally:
                 senders.stop()
             running.kill()
-        # Who was told "stored" after the cut was told so by a commit that ended before it.
-        self.acked |= senders.acked
+        self.acked |= known
         self.sent |= senders.sent
         self._disk.unmount()
         self._disk.mount()
@@ -80,7 +85,7 @@ def pending(port: int) -> float:
 
 
 def _wait(condition: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, complaint
         time.sleep(0.005)

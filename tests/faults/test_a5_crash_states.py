@@ -41,7 +41,7 @@ def test_no_state_after_a_power_cut_breaks_a_promise(scale, row):
         result.bound = "0 violations"
         trace = record(path / "run", scale(60, 200))
         check_script(trace)
-        every = scale(41, 7)
+        every = scale(41, 11)
         disk, known = Disk(), Known()
         checker = resources.enter_context(closing(Checker(known, segment_bytes=SEGMENT_BYTES)))
         seen: set[int] = set()

@@ -10,7 +10,7 @@ from spoolmachine import SpoolMachine
 
 def test_spool_agrees_with_its_model_whatever_happens(scale, row, monkeypatch):
     monkeypatch.setattr("edge.spool.writer.RETRY_SECS", 0.005)
-    examples = scale(500, 20_000)
+    examples = scale(500, 15_000)
     with (
         row(
             "A6", what="appends, cursors, releases, kills, power cuts, failing calls, flipped bits", unit="examples"
@@ -25,7 +25,7 @@ def test_spool_agrees_with_its_model_whatever_happens(scale, row, monkeypatch):
                 machine,
                 settings=settings(
                     max_examples=examples,
-                    stateful_step_count=scale(12, 20),
+                    stateful_step_count=12,
                     deadline=None,
                     derandomize=examples <= 500,
                     database=None,

@@ -160,6 +160,9 @@ def delivered(directory: Path) -> list[str]:
     """Return the ids in the files of a file sink, in no order."""
     ids = []
     for file in directory.rglob("*.ndjson*"):
-        lines = file.read_bytes().splitlines(keepends=True)
+        try:
+            lines = file.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:  # closed and renamed meanwhile
+            continue
         ids += [json.loads(line)["event_id"] for line in lines if line.endswith(b"\n")]
     return ids

@@ -12,8 +12,6 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _SHUTDOWN = 0x8004587D
@@ -87,13 +85,3 @@ class CutDisk:
         if self._loop:
             subprocess.run(["losetup", "--detach", self._loop], check=False, capture_output=True, timeout=30)
         self._image.unlink(missing_ok=True)
-
-
-@contextmanager
-def cut_disk(base: Path, megabytes: int = 64) -> Iterator[CutDisk]:
-    """Have such a disk for the time of a `with`; `OSError` when the system does not let us."""
-    disk = CutDisk(base, megabytes)
-    try:
-        yield disk
-    finally:
-        disk.remove()

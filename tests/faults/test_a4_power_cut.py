@@ -6,12 +6,13 @@ import random
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from powercut import CutDisk, cut_disk, missing
+from powercut import CutDisk, missing
 from processes import Senders, delivered, gateway
 
 RECOVER_SECS = 15.0
@@ -108,10 +109,23 @@ def cuts(tmp_path: Path, config_path: Callable[..., Path], example_event: dict[s
     return build
 
 
-def disk_or_skip(result: Any, tmp_path: Path) -> Any:
-    if reason := missing():
+@contextmanager
+def disk_or_skip(result: Any, tmp_path: Path) -> Iterator[CutDisk]:
+    """Have a disk for the time of a `with`, or skip the test where there can be none."""
+    disk: CutDisk | None = None
+    reason = missing()
+    if not reason:
+        try:
+            disk = CutDisk(tmp_path, 64)
+        except OSError as error:  # a container may show loop devices and still not give us any
+            reason = str(error)
+    if disk is None:
         result.skip(reason)
-    return cut_disk(tmp_path)
+        return
+    try:
+        yield disk
+    finally:
+        disk.remove()
 
 
 def test_power_cut_loses_nothing_that_was_acknowledged(cuts, tmp_path, scale, row):

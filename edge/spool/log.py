@@ -132,7 +132,7 @@ class Log:
         files = files or Files()
         fds: list[int] = []
         try:
-            create_directory(path)
+            create_directory(files, path)
             fds.append(open_directory(path))
             fds.append(_take_lock(fds[0], path))
             fds.append(open_directory(path))

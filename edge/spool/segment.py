@@ -234,7 +234,7 @@ class SegmentIndex:
         with self._lock:
             ends = [*self._firsts[1:], self.durable_seq]
             below = []
-            for segment, end in zip(self._segments, ends, strict=True):
+            for segment, end in zip(self._segments, ends, strict=False):  # without segments there is one end too many
                 if end > position or segment is self._active:
                     break
                 below.append(segment)

@@ -39,9 +39,9 @@ class Load:
     """A running load generator.
 
     `senders` connections; `rate` requests a second all together, 0 for as many as get an answer; sizes of requests are
-    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller. With
-    `open_loop` a request is due at its time whatever became of those before it, and how late its answer is counts from
-    then (`latencies`).
+    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller.
+    With `open_loop` a request is due at its time whatever became of those before it, and how late its answer is counts
+    from then (`latencies`).
     """
 
     def __init__(

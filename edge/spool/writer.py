@@ -277,8 +277,10 @@ class Writer:
     def _refuse(self, problem: SpoolError) -> None:
         """Refuse entries at the door until the disk gives room again; a full disk leaves what the segment still has."""
         if type(problem) is not type(self._problem):
-            report = logger.warning if isinstance(problem, SpoolFullError) else logger.error
-            report("the spool refuses events", reason=str(problem))
+            if isinstance(problem, SpoolFullError):
+                logger.warning("the spool refuses events", reason=str(problem))
+            else:
+                logger.error("the spool refuses events", reason=str(problem))
         self._problem = problem
         self._retry_at = time.monotonic() + RETRY_SECS
         room = self._active.room if isinstance(problem, SpoolFullError) else 0

@@ -109,7 +109,7 @@ def test_c4_mixed_answers_under_load_bury_exactly_what_was_refused(rig: Any, row
         rig.configure({"crm": rig.http_sink(target, batch={"max_events": 20, "max_age_secs": 0.02})})
         gateway = rig.start()
         load = rig.load(senders=8, most_bytes=2_000)
-        oracle.wait_for(lambda: len(load.acked()) >= len(ids), 60, "enough events")
+        oracle.wait_for(lambda: load.n_acked() >= len(ids), 60, "enough events")
         load.stop()
         rig.settle(gateway, ["crm"], 60)
         known = {entry.event_id for entry in load.acked()}

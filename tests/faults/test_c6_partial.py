@@ -64,7 +64,7 @@ def test_c6_only_what_failed_is_tried_again(rig: Any, row: Any, scale: Any) -> N
         rig.configure({"picky": {"type": "picky", "folder": str(rig.folder), **QUICK, "retry": retry}})
         gateway = rig.start(plugins=[folder])
         load = rig.load(senders=4, most_bytes=2_000)
-        oracle.wait_for(lambda: len(load.acked()) >= scale(1_500, 20_000), 120, "enough events")
+        oracle.wait_for(lambda: load.n_acked() >= scale(1_500, 20_000), 120, "enough events")
         load.stop()
         rig.settle(gateway, ["picky"], 60)
         delivered = list(ledger.read(rig.folder / "picky-taken.log"))

@@ -36,7 +36,7 @@ class _Letters:
         rig.configure({"crm": rig.http_sink(self.target)})
         gateway = rig.start()
         self.load = rig.load(senders=4, most_bytes=300)
-        oracle.wait_for(lambda: len(self.load.acked()) >= N_LETTERS, 120, "enough events")
+        oracle.wait_for(lambda: self.load.n_acked() >= N_LETTERS, 120, "enough events")
         self.load.stop()
         rig.settle(gateway, ["crm"], 60)
         assert gateway.stop()[0] == 0

@@ -87,6 +87,10 @@ class Load:
         """Return what was acknowledged so far."""
         return list(ledger.read(self.acknowledged))
 
+    def n_acked(self) -> int:
+        """Return how many events were acknowledged so far, without looking at each of them."""
+        return self.acknowledged.read_bytes().count(b"\n") if self.acknowledged.exists() else 0
+
     def acked_between(self, start: float, end: float) -> int:
         """Return how many events were acknowledged in a stretch of monotonic time."""
         return sum(entry.at < end for entry in ledger.recent(self.acknowledged, start))

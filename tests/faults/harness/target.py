@@ -134,16 +134,19 @@ class _Server:
             "more": "",
             "times": 0,
         }
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def obey(self, orders: dict[str, Any]) -> None:
         self._orders.update(orders)
-        if orders.get("listen") is False and self._server is not None:
-            self._server.close()
-            self._server = None
-        if orders.get("listen") is True and self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=1 << 24)
-
+        loop = asyncio.get_running_loop()
+        if orders.get("listen") is False and self._listening is not None:
+            loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        if orders.get("listen") is True and self._listening is None:
+            self._listening = socket.create_server(("127.0.0.1", self._port), backlog=128)
+            loop.add_reader(self._listening, self._accept, self._listening)
         if orders.get("drop"):
             for writer in list(self._writers):
                 _reset(writer)
@@ -151,7 +154,15 @@ class _Server:
     def _saw(self, word: str) -> None:
         self._attempts.write(f"{time.monotonic():.6f} {word}\n".encode())
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, listening: socket.socket) -> None:
+        # Not `asyncio.start_server`: closed in the wrong moment it leaves a connection open that nobody serves.
+        connection, _ = listening.accept()
+        serving = asyncio.create_task(self._serve(connection))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1 << 24)
         self._saw("connected")
         self._writers.add(writer)
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -13,7 +14,8 @@ from edge.api import EdgeError
 from edge.binding import Bound, Lifecycle, bind
 from edge.books import Books
 from edge.clock import Clock
-from edge.config.model import GatewayConfig
+from edge.config.model import GatewayConfig, Spool
+from edge.dedup import Dedup
 from edge.delivery.attempt import Caller
 from edge.delivery.circuit import CircuitState
 from edge.delivery.worker import SinkSnapshot, SinkWorker
@@ -22,7 +24,11 @@ from edge.metrics import Metrics, Samples
 from edge.outcomes import AttemptResult
 from edge.pipeline import Pipeline
 from edge.registry import Registry
+from edge.room import RoomMaker
+from edge.spool.capacity import default_capacity
+from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
 from edge.spool.log import Log
+from edge.spool.observer import LogObserver
 from edge.validation import EventValidator
 from edge.workers import Workers
 
@@ -47,12 +53,17 @@ FIXED_AT_RELOAD = (
     "admin",
     "spool",
     "dead_letters",
+    "dedup",
 )
 """What a reload cannot change: it is held by sockets, files and locks. A restart can."""
 
 
 class ReloadError(EdgeError):
     """A new configuration that cannot take the place of the running one. The old one goes on."""
+
+
+class ConfiguredSinkError(EdgeError):
+    """The cursor of a sink that is configured is not to be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,8 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self.last_snapshots: list[SinkSnapshot] = []
         """The state of every sink when the drain ended."""
+        dedup = config.dedup
+        self._dedup = Dedup(dedup.window_secs, dedup.window_events, clock) if dedup.enabled else None
         self._spool: Log
         self._workers: Workers
         self.door: Door
@@ -98,37 +111,48 @@ class Gateway:
 
         Sinks are opened in the background: one that is down never keeps the gateway from accepting.
         """
-        options = self.config.spool
-        path = options.path / SHARD
-        self._spool = await asyncio.to_thread(
-            Log.open,
-            path,
-            shard=SHARD,
-            segment_bytes=options.segment_bytes,
-            max_bytes=options.max_bytes,
-            durability=options.durability,
-            retain_secs=options.retain_secs,
-            observer=self._books,
-        )
+        path = self.config.spool.path / SHARD
+        self._spool = await asyncio.to_thread(open_spool, self.config.spool, self._books, retain_secs=self._dedup_secs)
         self._spool.start(asyncio.get_running_loop())
-        self._workers = Workers(
-            self._spool, options.path / SHARD, self.config.dead_letters, self._books.delivery, self.clock
-        )
+        self._workers = Workers(self._spool, path, self.config.dead_letters, self._books.delivery, self.clock)
         try:
+            await asyncio.to_thread(self._report_orphans, path)
             prepared = await asyncio.to_thread(self._workers.prepare, self._bound.sinks)
             await self._open_all(self._bound.lifecycles)
         except BaseException:
             await self._spool.close()
             raise
-        self.door = Door(self._plan(self.config, self._bound), self._spool, self._books)
+        self.door = Door(self._plan(self.config, self._bound), self._spool, self._books, self._dedup)
         await self._workers.replace(prepared, self.config.sinks, 0)
         self._books.begin(self._bound)
         self._publish_gauges()
         self._books.loaded(self.clock.time())
+        room = RoomMaker(self._spool, self._workers)
+        await room.make()  # a spool that was full when it was opened: before anybody is refused
         self._tasks = [
+            asyncio.create_task(room.run()),
             asyncio.create_task(_every(self.clock, RELEASE_EVERY_SECS, self._release)),
             asyncio.create_task(self._lag_loop()),
         ]
+        if self._dedup is not None:
+            self._tasks.append(asyncio.create_task(self._dedup.load(self._spool)))
+
+    @property
+    def _dedup_secs(self) -> float:
+        """How long delivered segments stay for dedup: to know after a restart what was stored before it."""
+        dedup = self.config.dedup
+        return dedup.window_secs if dedup.enabled else 0.0
+
+    def _report_orphans(self, path: Path) -> None:
+        """Say which cursors are of no configured sink: they hold nothing in the spool, and wait for their sink."""
+        configured = {config.id for config in self.config.sinks}
+        behind: dict[str, int | None] = {}
+        for name in cursor_names(path):
+            if name not in configured:
+                cursor = load_cursor(path, name)
+                behind[name] = None if cursor is None else max(0, self._spool.durable_seq - cursor.position)
+        if behind:
+            log.info("the spool has cursors of sinks that are not configured", sinks_behind_events=behind)
 
     def _plan(self, config: GatewayConfig, bound: Bound) -> Plan:
         return Plan(
@@ -167,6 +191,16 @@ class Gateway:
         await self._close_all(old_bound.lifecycles, CLOSE_TIMEOUT_SECS)
         self._books.loaded(self.clock.time())
 
+    async def forget(self, sink_id: str) -> bool:
+        """Remove the cursor of a sink that is not configured; return whether there was one.
+
+        `ConfiguredSinkError` for one that is, `OSError` when the disk refuses.
+        """
+        async with self._reloading:  # no reload may bring the sink back meanwhile
+            if self._workers.get(sink_id) is not None or any(sink_id == config.id for config in self.config.sinks):
+                raise ConfiguredSinkError("is configured in the running gateway; take it out and reload first")
+            return await asyncio.to_thread(forget_cursor, self.config.spool.path / SHARD, sink_id)
+
     async def _open_all(self, lifecycles: Sequence[Lifecycle]) -> None:
         """Open enrichers and filters; when one cannot be opened, close those that were and raise."""
         for index, lifecycle in enumerate(lifecycles):
@@ -192,6 +226,8 @@ class Gateway:
             # A reload in progress may end; one that does not is not waited for.
             async with asyncio.timeout(secs_left()):
                 await self._reloading.acquire()
+        if self._dedup is not None:
+            self._dedup.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -214,6 +250,9 @@ class Gateway:
             Check("spool", stats.writable, stats.reason),
             Check("draining", not self.draining, "the gateway is stopping" if self.draining else ""),
         ]
+        if self._dedup is not None:
+            is_ready = self._dedup.is_ready
+            checks.append(Check("dedup", is_ready, "" if is_ready else "the ids of stored events are being read back"))
         snapshots = {snapshot.id: snapshot for snapshot in self.snapshots()}
         for config in self.config.sinks:
             if config.required:
@@ -229,8 +268,7 @@ class Gateway:
         total = abs(self.door.unaccounted) + self._unstored
         for snapshot in self.snapshots():
             cursor = snapshot.cursor
-            settled = cursor.delivered + cursor.dead_lettered + cursor.skipped + cursor.lost
-            total += abs(cursor.position - cursor.base - settled)
+            total += abs(cursor.position - cursor.base - cursor.settled_events)
         return total
 
     @property
@@ -260,6 +298,8 @@ class Gateway:
                 "edge_spool_bytes": of_spool("bytes"),
                 "edge_spool_capacity_bytes": of_spool("capacity_bytes"),
                 "edge_spool_segments": of_spool("segments"),
+                "edge_spool_behind_cursor_events": lambda: [((), float(self._spool.recovery.behind_cursor_events))],
+                "edge_dedup_ids": lambda: [] if self._dedup is None else [((), float(len(self._dedup)))],
                 "edge_sink_pending_events": of_sinks("pending_events"),
                 "edge_sink_oldest_pending_age_seconds": of_sinks("oldest_pending_age_secs"),
                 "edge_sink_circuit_state": of_sinks("circuit"),
@@ -278,7 +318,9 @@ class Gateway:
         return self._workers.get(sink_id)
 
     async def _release(self) -> None:
-        """Let go of segments that every sink is durably past."""
+        """Let go of segments that every sink is durably past, and that are not being read for their ids."""
+        if self._dedup is not None and not self._dedup.is_ready:
+            return
         await asyncio.to_thread(self._spool.release, self._workers.release_position)
 
     async def _lag_loop(self) -> None:
@@ -287,6 +329,26 @@ class Gateway:
             due = self.clock.monotonic() + LAG_EVERY_SECS
             await self.clock.sleep(LAG_EVERY_SECS)
             self._books.loop_lag(max(0.0, self.clock.monotonic() - due))
+
+
+def open_spool(options: Spool, observer: LogObserver | None = None, *, retain_secs: float = 0.0) -> Log:
+    """Open the spool as it is configured, and nothing else of the gateway; blocks and raises like `Log.open`.
+
+    `retain_secs` counts where it is longer than the configured one.
+    """
+    path = options.path / SHARD
+    max_bytes = options.max_bytes
+    if max_bytes is None:
+        max_bytes = default_capacity(path, options.segment_bytes)
+    return Log.open(
+        path,
+        shard=SHARD,
+        segment_bytes=options.segment_bytes,
+        max_bytes=max_bytes,
+        durability=options.durability,
+        retain_secs=max(options.retain_secs, retain_secs),
+        observer=observer,
+    )
 
 
 async def _every(clock: Clock, secs: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -21,6 +21,7 @@ class SinkOutcome(StrEnum):
     DELIVERED = "delivered"
     DEAD_LETTERED = "dead_lettered"
     SKIPPED = "skipped"
+    DROPPED = "dropped"
 
 
 class AttemptResult(StrEnum):

@@ -14,6 +14,7 @@ from edge.clock import Clock
 from edge.config.model import DeadLetters, SinkConfig
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.observer import DeliveryObserver
+from edge.delivery.poison import FlightRecorder, RecordFile
 from edge.delivery.worker import SinkSnapshot, SinkWorker
 from edge.spool.cursor import CursorFile
 from edge.spool.log import Log
@@ -28,6 +29,7 @@ class Prepared:
     sink: BoundSink
     config: SinkConfig
     cursor_file: CursorFile
+    recorder: FlightRecorder
     store: DeadLetterStore | None
 
 
@@ -48,11 +50,19 @@ class Workers:
         self._clock = clock
         self._workers: dict[str, SinkWorker] = {}
         self._configs: dict[str, SinkConfig] = {}
+        self._turn = asyncio.Lock()
+        """Held by a sink while events are in flight that may have killed the process."""
 
     def prepare(self, sinks: Iterable[tuple[BoundSink, SinkConfig]]) -> list[Prepared]:
         """Make the files of the sinks that are new or changed. Blocks; raises what the disk says."""
         return [
-            Prepared(sink, config, CursorFile(self._directory, config.id), self._store(config))
+            Prepared(
+                sink,
+                config,
+                CursorFile(self._directory, config.id),
+                FlightRecorder(config.id, RecordFile(self._directory, config.id), self._turn),
+                self._store(config),
+            )
             for sink, config in sinks
             if not self._is_running(config)
         ]
@@ -91,7 +101,14 @@ class Workers:
         if before is not None:
             await before.stop(timeout_secs, deliver_pending=False)
         worker = SinkWorker(
-            item.sink, item.config, self._spool, item.cursor_file, item.store, self._observer, self._clock
+            item.sink,
+            item.config,
+            self._spool,
+            item.cursor_file,
+            item.store,
+            self._observer,
+            self._clock,
+            recorder=item.recorder,
         )
         worker.start()
         self._workers[item.config.id] = worker
@@ -123,6 +140,20 @@ class Workers:
     def snapshots(self) -> list[SinkSnapshot]:
         """Return the state of every sink that has a worker."""
         return [worker.snapshot() for worker in self._workers.values()]
+
+    async def drop_before(self, position: int) -> bool:
+        """Have every sink durably past a position, those that are not required by giving events up.
+
+        Returns whether they are. Nothing is given up while a required sink still needs an event before the position.
+        """
+        behind = [worker for worker in self._workers.values() if worker.durable_position < position]
+        if any(worker.required and worker.position < position for worker in behind):
+            return False
+        passing = (
+            worker.save_past(position) if worker.position >= position else worker.drop_before(position)
+            for worker in behind
+        )
+        return all(await asyncio.gather(*passing))
 
     @property
     def release_position(self) -> int:

@@ -10,7 +10,7 @@ import click
 
 from edge import __version__
 from edge.cli.check import check
-from edge.cli.common import OrderedGroup
+from edge.cli.common import OrderedGroup, logs_to_stderr
 from edge.cli.dead_letters import dead_letters
 from edge.cli.explain import explain
 from edge.cli.init import init
@@ -18,6 +18,8 @@ from edge.cli.plugins import plugins
 from edge.cli.run import run
 from edge.cli.schema import schema
 from edge.cli.spool import spool
+from edge.cli.spool_repair import repair
+from edge.cli.spool_replay import replay
 
 __all__ = ["main"]
 
@@ -30,7 +32,10 @@ def main() -> None:
     Every command exits with 0 when all is well, 1 for a negative finding (an invalid event, damage, nothing that
     matched), 2 for a command line that cannot be understood, 78 for a configuration that is wrong.
     """
+    logs_to_stderr()
 
 
 for _command in (init, run, check, explain, plugins, schema, dead_letters, spool):
     main.add_command(_command)
+for _command in (repair, replay):
+    spool.add_command(_command)

@@ -17,33 +17,47 @@ ANSWER_BYTES: Final = 1 << 20
 class AdminError(EdgeError):
     """The running gateway could not be asked, or refused."""
 
+    def __init__(self, message: str, answer: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer or {}
+        """What it answered when it refused: it may say how far it came."""
+
 
 def post(admin: Admin, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Post to the first admin listener that can be reached and return its answer; `AdminError` otherwise."""
+    """Post to the first admin listener that can be reached and return its answer; `AdminError` otherwise.
+
+    Once a request has been sent no other listener is tried: what it asked for may have been done.
+    """
     unreachable: list[str] = []
     for address in admin.listen:
+        connection = _connection(address)
         try:
-            status, answer = _exchange(address, admin.token, path, body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.connect()
+        except OSError as error:
             unreachable.append(f"{address}: {error}")
             continue
+        try:
+            status, answer = _exchange(connection, admin.token, path, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise AdminError(f"the gateway at {address} went away before it answered ({reason})") from error
+        finally:
+            connection.close()
         if status == 200:
             return answer
-        raise AdminError(f"the gateway at {address} refused: {_reason(status, answer)}")
-    raise AdminError(f"the gateway runs, but its admin listener cannot be reached: {'; '.join(unreachable)}")
+        raise AdminError(f"the gateway at {address} refused: {_reason(status, answer)}", answer)
+    raise AdminError(f"the spool belongs to a gateway whose admin listener cannot be reached: {'; '.join(unreachable)}")
 
 
-def _exchange(address: str, token: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    connection = _connection(address)
+def _exchange(
+    connection: http.client.HTTPConnection, token: str, path: str, body: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
     headers = {"Content-Type": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    try:
-        connection.request("POST", path, json.dumps(body).encode(), headers)
-        response = connection.getresponse()
-        answer = json.loads(response.read(ANSWER_BYTES))
-    finally:
-        connection.close()
+    connection.request("POST", path, json.dumps(body).encode(), headers)
+    response = connection.getresponse()
+    answer = json.loads(response.read(ANSWER_BYTES))
     return response.status, answer if isinstance(answer, dict) else {}
 
 

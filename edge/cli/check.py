@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -27,7 +28,13 @@ def check(config_path: Path, *, print_: bool) -> None:
     if print_:
         import yaml
 
+        from edge.spool.capacity import default_capacity
+
         effective = load_effective(config_path, registry)
+        spool = effective["spool"]
+        if spool["max_bytes"] is None:
+            with suppress(OSError):  # what it comes to on this machine, where that can be told
+                spool["max_bytes"] = default_capacity(config.spool.path, config.spool.segment_bytes)
         text = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True, width=120)
         click.echo(escape(text, keep_lines=True), nl=False)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,47 @@ def bind_components(config: GatewayConfig, registry: Registry) -> Bound:
         for problem in error.problems:
             click.echo(escape(problem), err=True)
         raise SystemExit(CONFIG) from None
+
+
+def logs_to_stderr() -> None:
+    """Keep log lines out of what a command prints: warnings go to stderr, less is not said. `edge run` sets up its own.
+
+    A process that has its logs set up keeps them.
+    """
+    import structlog
+
+    from edge import logs
+
+    if not structlog.is_configured():
+        logs.configure("warning", "text")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP (the terminal went away), end the block as Ctrl-C does: with `KeyboardInterrupt`."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def refuse_root(directory: Path) -> None:
+    """Leave with a message when root is about to write into a directory of another user: who could not read it then."""
+    try:
+        owner = directory.stat().st_uid
+    except OSError:
+        return
+    if os.geteuid() == 0 and owner != 0:
+        import pwd
+
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        fail(f"{directory} belongs to {name}, who could not read what root writes there; use `sudo -u {name} edge …`")
 
 
 @contextmanager

@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from edge.api import EdgeError
 from edge.cli import output
-from edge.cli.common import NEGATIVE, OrderedGroup, config_option, fail, load_config, load_registry
+from edge.cli.common import (
+    NEGATIVE,
+    OrderedGroup,
+    config_option,
+    fail,
+    interruptible,
+    load_config,
+    load_registry,
+    refuse_root,
+)
 
 if TYPE_CHECKING:
     from edge.config.model import GatewayConfig
@@ -24,6 +34,12 @@ if TYPE_CHECKING:
     from edge.delivery.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+GO_ON: Final = {
+    "replay": "The rest is where it was: run the same command again to go on; at most 200 are delivered twice.",
+    "drop": "The rest is where it was: run the same command again to go on.",
+}
+"""What to do after an interruption, by action."""
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and not subscriptable before
@@ -131,8 +147,9 @@ def show(config_path: Path, *, limit: int | None, **filters: Any) -> None:
 def replay(config_path: Path, *, dry_run: bool, limit: int | None, **filters: Any) -> None:
     """Deliver dead letters again, each to the sink that gave it up.
 
-    Each is put durably into the spool before it is taken out of the dead letters; interrupted at any point the command
-    can be run again. With no gateway running they are delivered at its next start.
+    Each is put durably into the spool before it is taken out of the dead letters; interrupted at any point, even
+    killed, the command can be run again: it goes on with the rest, and at most 200 are delivered twice. With no gateway
+    running they are delivered at its next start.
     """
     _move("replay", config_path, filters, limit, dry_run=dry_run)
 
@@ -199,8 +216,20 @@ def _move(
         for sink, ids in chosen.items():
             click.echo(f"{sink}: {len(ids)} would be {done}")
         return
-    total = sum(map(len, chosen.values()))
-    with output.progress(action) as advance:
-        counts = move(config, action, chosen, stores, lambda done: advance(done, total))
+    refuse_root(config.spool.path)
+    total, moved = sum(map(len, chosen.values())), 0
+    try:
+        with interruptible(), output.progress(action) as advance:
+
+            def hear(number: int) -> None:
+                nonlocal moved
+                moved = number
+                advance(number, total)
+
+            hear(0)
+            counts = move(config, action, chosen, stores, hear)
+    except (EdgeError, OSError, KeyboardInterrupt) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        fail(f"{reason}\nAt least {moved} of {total} dead letters were {done}. {GO_ON[action]}")
     for sink in chosen:
         click.echo(f"{sink}: {counts[sink]} {done}")

@@ -12,7 +12,8 @@ from edge.config.model import GatewayConfig
 from edge.delivery import replay as moves
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.selection import Selection
-from edge.gateway import SHARD
+from edge.gateway import SHARD, open_spool
+from edge.spool.cursor import Cursor, CursorFile
 from edge.spool.errors import SpoolLockedError
 from edge.spool.log import Log
 
@@ -37,25 +38,24 @@ def move(
     meanwhile, else the gateway that has it.
     """
     try:
-        spool = _spool(config)
+        spool = open_spool(config.spool)
     except SpoolLockedError:
         return _ask(config, action, chosen, advance)
-    return asyncio.run(_move(spool, action, chosen, {store.sink: store for store in stores}, advance))
+    return asyncio.run(_move(config, spool, action, chosen, {store.sink: store for store in stores}, advance))
 
 
-def _spool(config: GatewayConfig) -> Log:
-    """Open the spool as the gateway does."""
-    return Log.open(
-        config.spool.path / SHARD,
-        shard=SHARD,
-        segment_bytes=config.spool.segment_bytes,
-        max_bytes=config.spool.max_bytes,
-        durability=config.spool.durability,
-        retain_secs=config.spool.retain_secs,
-    )
+def begin_cursor(config: GatewayConfig, spool: Log, sink: str) -> None:
+    """See to it that a sink gets what is appended for it now: one without a cursor begins at the end when it starts."""
+    file = CursorFile(config.spool.path / SHARD, sink)
+    try:
+        if file.load() is None and not file.is_damaged:
+            file.save(Cursor(position=spool.durable_seq, base=spool.durable_seq))
+    finally:
+        file.close()
 
 
 async def _move(
+    config: GatewayConfig,
     spool: Log,
     action: Action,
     chosen: Mapping[str, Sequence[int]],
@@ -74,6 +74,7 @@ async def _move(
 
             try:
                 if action == "replay":
+                    begin_cursor(config, spool, sink)
                     report = await moves.replay(store, spool, sink, selection, progress=page)
                 else:
                     report = await moves.drop(store, selection, progress=page)
@@ -93,10 +94,7 @@ def _ask(config: GatewayConfig, action: Action, chosen: Mapping[str, Sequence[in
             try:
                 answer = post(config.admin, f"/dead-letters/{action}", page)
             except AdminError as error:
-                if start or counts.total():
-                    raise AdminError(
-                        f"{error}; {counts.total()} dead letters were moved by earlier requests"
-                    ) from error
+                advance(counts.total() + int(error.answer.get("moved", 0)))
                 raise
             counts[sink] += int(answer.get("moved", 0))
             advance(counts.total())

@@ -1,4 +1,4 @@
-"""`edge spool`: look into the spool, of a running gateway or a stopped one. Nothing here writes."""
+"""`edge spool`: look into the spool, of a running gateway or a stopped one, and forget what no sink needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edge.cli.common import NEGATIVE, OK, OrderedGroup, config_option, fail, loa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge.config.model import GatewayConfig
     from edge.spool.format import Frame
     from edge.spool.inspect import VerifyReport
 
@@ -34,27 +35,33 @@ def place_options(command: Command) -> Command:
 
 
 def _place(config_path: Path, log_path: Path | None) -> Path:
-    if log_path is not None:
-        return log_path
+    return log_path if log_path is not None else _configured(config_path)[0]
+
+
+def _configured(config_path: Path) -> tuple[Path, GatewayConfig]:
+    """Return the directory of the configured spool, and the configuration."""
     config = load_config(config_path, load_registry())
     from edge.gateway import SHARD
 
     path = config.spool.path / SHARD
     if not path.is_dir():
         fail(f"there is no spool at {path}: the gateway was never started here")
-    return path
+    return path, config
 
 
 @click.group("spool", cls=OrderedGroup)
 def spool() -> None:
-    """Show size and positions, verify every byte, or print what is stored. Reads only."""
+    """Show size and positions, verify every byte, print, repair or deliver again what is stored, forget a sink."""
 
 
 @spool.command("stats")
 @place_options
 def stats(config_path: Path, log_path: Path | None) -> None:
-    """Show the size of the spool and how far each sink is."""
-    path = _place(config_path, log_path)
+    """Show the size of the spool and how far each sink is; which are not configured, unless --path is given."""
+    path, known = log_path, None
+    if path is None:
+        path, config = _configured(config_path)
+        known = {sink.id for sink in config.sinks}
     from edge.spool import inspect
 
     found = inspect.stats(path)
@@ -71,17 +78,51 @@ def stats(config_path: Path, log_path: Path | None) -> None:
     if not found.cursors:
         return
     click.echo()
-    columns = ("Sink", "Position", "Pending", "Delivered", "Dead lettered", "Skipped", "Lost")
+    columns = ("Sink", "Position", "Pending", "Delivered", "Dead lettered", "Skipped", "Lost", "Dropped", "Note")
     rows: list[tuple[object, ...]] = []
     for name, cursor in found.cursors.items():
+        note = "not configured" if known is not None and name not in known else ""
         if cursor is None:
-            rows.append((name, *["?"] * 6))
+            rows.append((name, *["?"] * 7, note))
             continue
         # Where a sink is beyond the spool's end, nothing is pending for it.
         pending = max(0, found.next_seq - cursor.position)
-        decided = (cursor.delivered, cursor.dead_lettered, cursor.skipped, cursor.lost)
-        rows.append((name, cursor.position, pending, *decided))
+        decided = (cursor.delivered, cursor.dead_lettered, cursor.skipped, cursor.lost, cursor.dropped)
+        rows.append((name, cursor.position, pending, *decided, note))
     output.table(columns, rows)
+
+
+@spool.command("forget")
+@config_option
+@click.option("--sink", required=True, metavar="ID", help="A sink that is not configured any more.")
+def forget(config_path: Path, sink: str) -> None:
+    """Remove the cursor of a sink that was taken out of the configuration.
+
+    Should it come back, it begins as a new sink: with what is accepted from then on. Its dead letters stay.
+    """
+    path, config = _configured(config_path)
+    from edge.cli.admin import post
+    from edge.spool import inspect
+    from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
+    from edge.spool.errors import SpoolLockedError
+    from edge.spool.log import locked
+
+    configured = {one.id for one in config.sinks}
+    if sink in configured:
+        fail(f"sink {sink} is configured: without its cursor it would lose what is pending for it")
+    left = [name for name in cursor_names(path) if name not in configured]
+    if sink not in left:
+        fail(f"no cursor of a sink {sink}; not configured: {', '.join(left) or 'none'}")
+    try:
+        with locked(path):  # no gateway starts meanwhile
+            cursor = load_cursor(path, sink)
+            if cursor is not None and cursor.position > inspect.stats(path).next_seq:
+                fail(f"{sink} is beyond the end of the spool: start the gateway once, so that no number is given twice")
+            forget_cursor(path, sink)
+    except SpoolLockedError:
+        # Whoever has the lock knows whether it keeps that cursor: its configuration may be an older one than the file.
+        post(config.admin, "/spool/forget", {"sink": sink})
+    click.echo(f"{sink}: forgotten")
 
 
 @spool.command("verify")

@@ -74,7 +74,10 @@ SINK = {
         "dead_letter", default=True, description="Keeps the events that the target will never take."
     ): TrueOrFalse(),
     Optional(
-        "required", default=False, description="The gateway is not ready while this sink is closed."
+        "required",
+        default=False,
+        description="The gateway is not ready while this sink is closed, and a full spool refuses events rather than"
+        " drop its oldest.",
     ): TrueOrFalse(),
 }
 

@@ -111,7 +111,8 @@ class Spool:
     path: Path
     durability: Literal["disk", "os", "memory"]
     segment_bytes: int
-    max_bytes: int
+    max_bytes: int | None
+    """None: 10 GiB, or half of the volume; decided where the spool is opened."""
     retain_secs: float
 
 
@@ -122,6 +123,15 @@ class DeadLetters:
     path: Path
     segment_bytes: int
     max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dedup:
+    """How long stored ids are remembered, to find events that are sent again: whichever of the two ends first."""
+
+    enabled: bool
+    window_secs: float
+    window_events: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,7 @@ class GatewayConfig:
     schema: EventSchema
     spool: Spool
     dead_letters: DeadLetters
+    dedup: Dedup
     pipeline: tuple[ComponentConfig, ...]
     sinks: tuple[SinkConfig, ...]
     log: Log

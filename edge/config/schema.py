@@ -73,7 +73,7 @@ SEGMENT = Whole(65_536, 1024 * MIB, example=64 * MIB)
 
 def _capacity(options: dict[str, Any]) -> Iterator[Mistake]:
     least = 2 * options["segment_bytes"]
-    if options["max_bytes"] < least:
+    if options["max_bytes"] is not None and options["max_bytes"] < least:
         yield Mistake(
             "must hold two segments or more", f"write {least} or more, or a smaller segment_bytes", ("max_bytes",)
         )
@@ -281,10 +281,17 @@ SPOOL = {
         description="What a 2xx waits for: disk (fdatasync), os (a power cut loses events), memory.",
     ): OneOf("disk", "os", "memory"),
     Optional("segment_bytes", default=64 * MIB, description="Size of one file of the spool."): SEGMENT,
-    Optional("max_bytes", default=10 * 1024 * MIB, description="Most disk space of the spool."): Whole(
-        1, example=10 * 1024 * MIB
-    ),
-    Optional("retain_secs", default=0, description="Delivered events stay for so long, to be replayed."): Number(0),
+    Optional(
+        "max_bytes",
+        default=None,
+        description="Most disk space of the spool; when absent 10 GiB, or half of its volume where that is less.",
+    ): OrNull(Whole(1, example=10 * 1024 * MIB)),
+    Optional(
+        "retain_secs",
+        default=0,
+        description="Delivered events stay for so long, to be replayed, unless their room is needed; a restart begins"
+        " the time anew.",
+    ): Number(0),
 }
 
 DEAD_LETTERS = {
@@ -302,11 +309,17 @@ DEAD_LETTERS = {
 DEDUP = {
     Optional(
         "enabled", default=False, description="Answers an event whose event_id was seen before as a duplicate."
-    ): NotYet(TrueOrFalse(), only=False, what="is not in this version", advice="write false"),
-    Optional("window_secs", default=600, description="Ids are remembered for so long."): Number(0, above=True),
-    Optional("window_events", default=1_000_000, description="Most ids that are remembered."): Whole(
-        1, example=1_000_000
-    ),
+    ): TrueOrFalse(),
+    Optional(
+        "window_secs",
+        default=600,
+        description="Ids are remembered for so long; when enabled, the spool keeps delivered events for so long too.",
+    ): Number(0, above=True),
+    Optional(
+        "window_events",
+        default=1_000_000,
+        description="Most ids that are remembered, of all keys together; a million take about 170 MB of memory.",
+    ): Whole(1, example=1_000_000),
 }
 
 LOG = {

@@ -67,6 +67,7 @@ class Caller:
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Answer] | None = None
+        self._let_go: asyncio.Future[None] | None = None
 
     @property
     def stuck(self) -> bool:
@@ -75,19 +76,48 @@ class Caller:
 
     async def call(self, hook: Callable[[], Awaitable[Any]], timeout_secs: float) -> Answer:
         """Await the hook for at most `timeout_secs` and return how it ended; never raises what the plugin raised."""
+        if self._task is not None and not await self._end_of(self._task):
+            return CANCELLED
         self._task = task = asyncio.get_running_loop().create_task(_guarded(hook, timeout_secs))
+        if not await self._end_of(task) or task.cancelled():
+            return CANCELLED
+        return task.result()
+
+    async def _end_of(self, task: asyncio.Task[Answer]) -> bool:
+        """Wait for the end of a call; False when `let_go` was called before."""
+        if task.done():
+            return True
+        self._let_go = asyncio.get_running_loop().create_future()
+        waiting: set[asyncio.Future[Any]] = {task, self._let_go}
         try:
-            await asyncio.wait({task})
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
             raise
-        return CANCELLED if task.cancelled() else task.result()
+        return task.done()
 
     async def cancel(self) -> None:
         """End the running call, if there is one; a call that will not end is abandoned after `ABANDON_SECS`."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=ABANDON_SECS)
+
+    async def let_go(self, grace_secs: float) -> bool:
+        """End the running call like `cancel`, after `grace_secs`; return whether it ended by itself.
+
+        Who awaits it goes on even if it does not end. The next call begins once it has.
+        """
+        task = self._task
+        if task is None or task.done():
+            return True
+        if grace_secs > 0:
+            await asyncio.wait({task}, timeout=grace_secs)
+        if task.done():
+            return True
+        await self.cancel()
+        if not task.done() and self._let_go is not None and not self._let_go.done():
+            self._let_go.set_result(None)
+        return False
 
 
 async def _guarded(hook: Callable[[], Awaitable[Any]], timeout_secs: float) -> Answer:

@@ -12,15 +12,25 @@ from enum import Enum, auto
 from edge.api import EdgeError, PermanentError
 from edge.clock import Clock
 from edge.config.model import SinkConfig
-from edge.delivery.attempt import Answer, Caller, DeliverySink, error_text, opens_circuit, per_event_errors, retry_after
+from edge.delivery.attempt import (
+    CANCELLED,
+    Answer,
+    Caller,
+    DeliverySink,
+    error_text,
+    opens_circuit,
+    per_event_errors,
+    retry_after,
+)
 from edge.delivery.backoff import Backoff, sane_retry_after
 from edge.delivery.circuit import CircuitBreaker, CircuitState
 from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter, UnkeptError
 from edge.delivery.observer import DeliveryObserver, GuardedObserver
+from edge.delivery.poison import FlightRecorder
 from edge.delivery.progress import CursorKeeper
 from edge.delivery.reporter import Reporter
 from edge.delivery.waiting import Waiter
-from edge.delivery.window import DEAD, DELIVERED, Window
+from edge.delivery.window import DEAD, DELIVERED, Progress, Window
 from edge.outcomes import AttemptResult, SinkOutcome
 
 
@@ -69,6 +79,7 @@ class Delivery:
         clock: Clock,
         waiter: Waiter,
         rng: random.Random,
+        recorder: FlightRecorder,
     ) -> None:
         self._sink = sink
         self._config = config
@@ -83,6 +94,7 @@ class Delivery:
         self._reporter = Reporter(sink.id, clock)
         self.breaker = CircuitBreaker(rng, config.retry)
         self.caller = Caller()
+        self.recorder = recorder
         self.reporter = self._reporter
         self.is_open = False
         """Whether `edge_open` succeeded and the connection is not known to be lost."""
@@ -109,7 +121,7 @@ class Delivery:
             self._advance(window)
             return
         self._observer.batch(self._sink.id, len(window))
-        groups = deque([Group(range(len(window)))])
+        groups = deque(map(Group, self.recorder.parts(window.seqs)))
         while groups:
             rest = await self._deliver_group(window, groups.popleft())
             if rest is None:
@@ -119,28 +131,28 @@ class Delivery:
             self._advance(window)
             if not buried:
                 return
+            if self.recorder.is_condemning:
+                # Were the cursor behind it after the next death, it would have to be found once more.
+                await self._keeper.saved()
 
     async def _deliver_group(self, window: Window, group: Group) -> list[Group] | None:
         """Make one attempt; return what is left to be delivered, or None when the worker stops."""
+        if self.recorder.condemns(window.seqs[group.indices[0]]):
+            return self._condemned(window, group)
         readiness = await self._ready(group)
         if readiness is Readiness.STOPPED:
             return None
         if readiness is Readiness.GAVE_UP:
             return self._refuse(window, group, group.indices, DeadLetterReason.GAVE_UP)
         await self._keeper.bounded()
-        if self._waiter.stopping:
-            return None
-        batch = window.batch(self._shard, group.indices)
-        self.breaker.begin()
-        started = self._clock.monotonic()
-        answer = await self.caller.call(lambda: self._sink.deliver(batch), self._config.timeout_secs)
+        answer, secs = await self._attempt(window, group.indices)
         if answer.result is None:
             self.breaker.abandon()
             return None
         group.attempts += 1
-        errors = per_event_errors(answer.value, len(batch)) if answer.result is AttemptResult.OK else {}
+        errors = per_event_errors(answer.value, len(group.indices)) if answer.result is AttemptResult.OK else {}
         result = _result(answer, errors)
-        self._observer.attempt(self._sink.id, result, self._clock.monotonic() - started)
+        self._observer.attempt(self._sink.id, result, secs)
         if errors is None:
             return self._misunderstood(window, group, answer)
         if errors:
@@ -157,6 +169,27 @@ class Delivery:
         if isinstance(answer.error, PermanentError) and answer.error.divide and len(group.indices) > 1:
             return group.halves()
         return self._refuse(window, group, group.indices, DeadLetterReason.PERMANENT)
+
+    async def _attempt(self, window: Window, indices: Sequence[int]) -> tuple[Answer, float]:
+        """Hand events to the sink, with a note of what is in flight; return its answer and how many seconds it took."""
+        answer, secs = CANCELLED, 0.0
+        try:
+            await self.recorder.begin(range(window.seqs[indices[0]], window.seqs[indices[-1]] + 1))
+            if not self._waiter.stopping:
+                batch = window.batch(self._shard, indices)
+                self.breaker.begin()
+                started = self._clock.monotonic()
+                answer = await self.caller.call(lambda: self._sink.deliver(batch), self._config.timeout_secs)
+                secs = self._clock.monotonic() - started
+        finally:
+            self.recorder.end(survived=answer.result is not None)
+        return answer, secs
+
+    def _condemned(self, window: Window, group: Group) -> list[Group]:
+        """Give up on the event that is taken for the cause of the deaths, without another attempt."""
+        group.attempts = self.recorder.deaths
+        group.failed(f"the process died while it was being delivered, {group.attempts} times")
+        return self._refuse(window, group, group.indices, DeadLetterReason.POISON)
 
     def _misunderstood(self, window: Window, group: Group, answer: Answer) -> list[Group]:
         """Give up on a batch of which nobody knows what the target took: the sink's answer makes no sense.
@@ -312,19 +345,34 @@ class Delivery:
                 return False
             await self._waiter.wait(self._letters_backoff.next_secs())
 
+    def drop(self, window: Window, position: int) -> None:
+        """Give up the events of a window that lie before a position and have no outcome: there is no room for them."""
+        window.drop(position)
+        self._advance(window)
+
+    def drop_unread(self, position: int) -> None:
+        """Give up what lies between the cursor and a position, whatever it is."""
+        n_events = position - self._keeper.cursor.position
+        if n_events > 0:
+            self._settle(Progress(position, 0, 0, 0, 0, 0, n_events))
+
     def _advance(self, window: Window) -> None:
-        """Move the cursor over what is settled, and say so.
+        """Move the cursor over what is settled, and say so."""
+        progress = window.advance()
+        if progress is not None:
+            self._settle(progress)
+
+    def _settle(self, progress: Progress) -> None:
+        """Move the cursor and count.
 
         Frames that are another sink's have no outcome here: what was accepted is to equal the sum of the outcomes.
         """
-        progress = window.advance()
-        if progress is None:
-            return
         self._keeper.advance(progress)
         for outcome, n_events in (
             (SinkOutcome.DELIVERED, progress.delivered),
             (SinkOutcome.DEAD_LETTERED, progress.dead_lettered),
             (SinkOutcome.SKIPPED, progress.skipped),
+            (SinkOutcome.DROPPED, progress.dropped),
         ):
             if n_events:
                 self._observer.sink_settled(self._sink.id, outcome, n_events)

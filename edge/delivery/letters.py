@@ -33,6 +33,8 @@ class DeadLetterReason(StrEnum):
     """It was retried for `retry.give_up_secs`."""
     INVALID_RESULT = "invalid_result"
     """The sink returned something that says nothing about what the target took."""
+    POISON = "poison"
+    """The process died each time it was being delivered."""
 
 
 @dataclass(frozen=True, slots=True)

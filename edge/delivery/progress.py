@@ -19,6 +19,8 @@ SAVE_EVENTS = 1000
 SAVE_SECS = 0.2
 RETRY_SECS = 1.0
 STOP_SECS = 1.0
+WAIT_SECS = 5.0
+"""How long `save_past` waits for the disk."""
 
 
 class Saveable(Protocol):
@@ -88,6 +90,7 @@ class CursorKeeper:
             dead_lettered=cursor.dead_lettered + progress.dead_lettered,
             skipped=cursor.skipped + progress.skipped + progress.foreign,
             lost=cursor.lost + progress.lost,
+            dropped=cursor.dropped + progress.dropped,
         )
         # Passing skipped events again costs nothing, but a cursor far behind keeps segments on disk: all count.
         self._unsaved_events += progress.position - cursor.position
@@ -97,9 +100,28 @@ class CursorKeeper:
         """Have the cursor saved although it did not move."""
         self._schedule()
 
+    async def save_past(self, position: int) -> bool:
+        """Make the cursor durable now if it is past a position; return whether it is durably past it."""
+        while self.durable_position < position <= self.cursor.position and not self._closed:
+            if self._saving is None or self._saving.done():
+                self._cancel_timer()
+                self._saving = asyncio.get_running_loop().create_task(self._save())
+            done, _ = await asyncio.wait({self._saving}, timeout=WAIT_SECS)
+            if not done or self._failing:
+                break
+        return self.durable_position >= position
+
     async def bounded(self) -> None:
         """Wait until so few events are unsaved that another batch may be attempted."""
         while self._unsaved_events > SAVE_EVENTS and self._saving is not None and not self._failing:
+            await asyncio.wait({self._saving})
+
+    async def saved(self) -> None:
+        """Have the cursor saved now and wait for it; a disk that refuses it is not waited for."""
+        while self.durable_position < self.cursor.position and not self._failing and not self._closed:
+            if self._saving is None:
+                self._cancel_timer()
+                self._saving = asyncio.get_running_loop().create_task(self._save())
             await asyncio.wait({self._saving})
 
     async def close(self) -> None:

@@ -60,7 +60,7 @@ async def replay(
         futures = []
         for letter in page:
             meta = {**letter.original_meta, "sink": sink_id, "replay_of": letter.id}
-            futures.append(await _append(log, pack(meta, [letter.line])))
+            futures.append(await append_patiently(log, pack(meta, [letter.line])))
         await asyncio.gather(*futures)
 
     return await _page_through(store, selection, "replayed", None if dry_run else append, progress)
@@ -103,14 +103,14 @@ async def _page_through(
     return report
 
 
-async def _append(log: Appendable, payload: bytes) -> asyncio.Future[int]:
-    """Append one frame, waiting a while for room in the writer's queue."""
+async def append_patiently(log: Appendable, payload: bytes, n_events: int = 1) -> asyncio.Future[int]:
+    """Append one frame of events for one sink, waiting a while for room in the writer's queue."""
     for _ in range(BUSY_TRIES):
         try:
-            return log.append(payload, 1, REPLAY)
+            return log.append(payload, n_events, REPLAY)
         except SpoolBackpressureError:
             await asyncio.sleep(BUSY_SECS)
-    return log.append(payload, 1, REPLAY)
+    return log.append(payload, n_events, REPLAY)
 
 
 def _next_page(letters: Iterator[DeadLetter]) -> list[DeadLetter]:

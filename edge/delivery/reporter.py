@@ -45,6 +45,7 @@ class Reporter:
         self._dead = Limiter(clock)
         self._unkept = Limiter(clock)
         self._lost = Limiter(clock)
+        self._dropped = Limiter(clock)
         self._internal = Limiter(clock)
 
     def failed(self, error: str, *, opened: bool, is_open: bool, wait_secs: float) -> None:
@@ -86,6 +87,12 @@ class Reporter:
         held = self._lost.due(n_events)
         if held is not None:
             log.error("the spool has lost events of a sink", sink=self._sink, events=held)
+
+    def dropped(self, n_events: int) -> None:
+        """Events were given up because the spool has no room and the sink is not required."""
+        held = self._dropped.due(n_events)
+        if held is not None:
+            log.error("the spool is full: the oldest events of a sink were dropped", sink=self._sink, events=held)
 
     def unreadable(self, error: BaseException) -> None:
         """The worker itself stumbled, over the spool's files or over a defect; it starts over from its cursor."""

@@ -14,16 +14,23 @@ class Waiter:
         self._clock = clock
         self._future: asyncio.Future[None] | None = None
         self._until_seq: int | None = None
-        self.stopping = False
+        self.stopped = False
         """Set for good by `stop`; every wait ends at once from then on."""
+        self.interrupted = False
+        """Set by `interrupt` until `resume`; every wait ends at once meanwhile."""
         self.finishing = False
         """Set for good by `finish`: what is there is delivered, but nothing is waited for."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether what is in hand is to be put down: for good, or to look up."""
+        return self.stopped or self.interrupted
 
     async def wait(self, secs: float | None, until_seq: int | None = None) -> None:
         """Wait until `secs` have passed, the spool reaches `until_seq`, or `stop`; None: no such end."""
         if self.finishing and until_seq is None:
             # A wait that no event can end is a pause after a failure: a sink that fails now is not waited for.
-            self.stopping = True
+            self.stopped = True
         if self.stopping or self.finishing or (secs is not None and secs <= 0):
             return
         loop = asyncio.get_running_loop()
@@ -50,12 +57,22 @@ class Waiter:
         self.finishing = True
         if self._future is not None:
             if self._until_seq is None:
-                self.stopping = True
+                self.stopped = True
             _ring(self._future)
+
+    def interrupt(self) -> None:
+        """End the running wait, and those to come until `resume`."""
+        self.interrupted = True
+        if self._future is not None:
+            _ring(self._future)
+
+    def resume(self) -> None:
+        """Wait again."""
+        self.interrupted = False
 
     def stop(self) -> None:
         """End the running wait and all later ones."""
-        self.stopping = True
+        self.stopped = True
         if self._future is not None:
             _ring(self._future)
 

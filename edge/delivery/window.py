@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,7 +13,7 @@ import orjson
 from edge.api import Batch, EventMetadata
 from edge.event import FrameMeta
 
-PENDING, DELIVERED, DEAD = 0, 1, 2
+PENDING, DELIVERED, DEAD, DROPPED = 0, 1, 2, 3
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Progress:
     skipped: int
     foreign: int
     lost: int
+    dropped: int = 0
 
 
 @dataclass(slots=True)
@@ -80,6 +82,11 @@ class Window:
         for index in indices:
             self.outcomes[index] = outcome
 
+    def drop(self, position: int) -> None:
+        """Give up the events before a position that have no outcome yet."""
+        end = bisect_left(self.seqs, position)
+        self.outcomes[:end] = self.outcomes[:end].replace(bytes([PENDING]), bytes([DROPPED]))
+
     def advance(self) -> Progress | None:
         """Return the progress since the last call: over every event before the first pending one. None when none."""
         done = self.outcomes.find(PENDING)
@@ -102,6 +109,7 @@ class Window:
             sum(item.skipped for item in passed),
             sum(item.foreign for item in passed),
             sum(item.lost for item in passed),
+            self.outcomes.count(DROPPED, before, done),
         )
 
     def first_pending(self, start: int = 0) -> int | None:

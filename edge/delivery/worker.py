@@ -12,12 +12,14 @@ import structlog
 
 from edge.api import EdgeError
 from edge.clock import Clock
-from edge.config.model import SinkConfig
-from edge.delivery.attempt import DeliverySink
+from edge.config.model import BatchOptions, SinkConfig
+from edge.delivery.attempt import Caller, DeliverySink
 from edge.delivery.batcher import Batcher
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
+from edge.delivery.dropping import AT_ONCE, Dropper
 from edge.delivery.observer import DeliveryObserver
+from edge.delivery.poison import FlightRecorder
 from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
 from edge.delivery.waiting import Waiter
 from edge.delivery.window import Window
@@ -60,7 +62,7 @@ class SinkWorker:
     """One task per sink: reads the spool from the cursor, one batch in flight, retries, dead letters, cursor.
 
     `start` and `stop` are called once each, on the event loop. Nothing that a sink does reaches beyond its worker.
-    `shard` names the spool in the ids of batches.
+    `shard` names the spool in the ids of batches. Without a `recorder` no event is found to kill the process.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class SinkWorker:
         *,
         shard: str = "shard-000",
         rng: random.Random | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.id = sink.id
         self.dead_letters = dead_letters
@@ -89,14 +92,26 @@ class SinkWorker:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._waiter = Waiter(clock)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"edge-sink-{sink.id}")
+        self._recorder = recorder or FlightRecorder(sink.id)
         self._noticed_at: float | None = None
         self._window: Window | None = None
         self._keeper: CursorKeeper
         self._delivery: Delivery
+        self._dropper: Dropper
         self._batcher: Batcher
         self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] | None = None
         self._stopped: asyncio.Task[None] | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether the gateway refuses events rather than let this sink lose some."""
+        return self._config.required
+
+    @property
+    def position(self) -> int:
+        """How far the sink is, in memory."""
+        return self._keeper.cursor.position
 
     @property
     def durable_position(self) -> int:
@@ -106,13 +121,14 @@ class SinkWorker:
     def start(self) -> None:
         """Load the cursor and begin. A sink that is seen for the first time gets what is accepted from now on.
 
-        Blocks for the read of the cursor, and for the first save of a new one: an event that is accepted after that is
-        this sink's even if the process dies the next moment.
+        Blocks for the read of the cursor and of what was in flight, and for the first save of a new cursor: an event
+        that is accepted after that is this sink's even if the process dies the next moment.
         """
         cursor, durable = self._first_cursor()
         self._keeper = CursorKeeper(self._log, self.id, self._file, cursor, self._executor, durable=durable)
         if not durable:
             self._keeper.touch()
+        self._recorder.load(cursor.position, self._log.durable_seq)
         self._batcher = self._new_batcher()
         self._delivery = Delivery(
             self._sink,
@@ -124,7 +140,9 @@ class SinkWorker:
             self._clock,
             self._waiter,
             self._rng,
+            self._recorder,
         )
+        self._dropper = Dropper(self._waiter, self._delivery, self._keeper, self._clock)
         self._unsubscribe = self._log.subscribe(self._committed)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run())]
@@ -141,6 +159,19 @@ class SinkWorker:
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs, deliver_pending))
         await asyncio.shield(self._stopped)
+
+    async def save_past(self, position: int) -> bool:
+        """Make the cursor durable now if it is past a position; return whether it is durably past it."""
+        return await self._keeper.save_past(position)
+
+    async def drop_before(self, position: int) -> bool:
+        """Give up the events before a position and go on from there; return whether the cursor is durably past it.
+
+        An attempt in hand gets a moment to end, then it is cancelled. A worker that is stopped gives nothing up.
+        """
+        if self.position < position and self._stopped is None:
+            await self._dropper.ask(position, self._tasks[0])
+        return await self.save_past(position)
 
     def snapshot(self) -> SinkSnapshot:
         """Return the sink's state now. Cheap: reads memory."""
@@ -201,8 +232,8 @@ class SinkWorker:
             return False
         return True
 
-    def _new_batcher(self) -> Batcher:
-        return Batcher(self.id, self._log, self._keeper.cursor.position, self._config.batch, self._sink.when)
+    def _new_batcher(self, options: BatchOptions | None = None) -> Batcher:
+        return Batcher(self.id, self._log, self.position, options or self._config.batch, self._sink.when)
 
     def _committed(self, durable_seq: int) -> None:
         """Called after every group commit."""
@@ -217,10 +248,13 @@ class SinkWorker:
             log.error("dead letters cannot be counted", sink=self.id, error=str(error))
 
     async def _run(self) -> None:
-        while not self._waiter.stopping:
+        while not self._waiter.stopped:
             try:
+                if self._waiter.interrupted:
+                    await self._dropper.drop(self._new_batcher(AT_ONCE), self._executor)
+                    self._batcher = self._new_batcher()
                 await self._work()
-                if self._waiter.finishing:
+                if self._waiter.finishing and not self._waiter.interrupted:
                     return
             except Exception as error:  # noqa: BLE001 - a worker that ends would be a sink that is silently dead
                 self._delivery.reporter.unreadable(error)
@@ -236,6 +270,8 @@ class SinkWorker:
             self._window = window
             try:
                 await self._delivery.deliver(window)
+                if self._waiter.interrupted:
+                    self._delivery.drop(window, self._dropper.position)
             finally:
                 self._window = None
 
@@ -330,6 +366,7 @@ class SinkWorker:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=ABORT_SECS)
+        await self._recorder.close()
         await self._keeper.close()
         await self._close_sink(max(CLOSE_SECS, deadline - loop.time()))
         if self.dead_letters is not None:
@@ -338,10 +375,11 @@ class SinkWorker:
 
     async def _close_sink(self, timeout_secs: float) -> None:
         """Call `edge_close`, once."""
-        caller, reporter = self._delivery.caller, self._delivery.reporter
-        if caller.stuck:
+        reporter = self._delivery.reporter
+        if self._delivery.caller.stuck:
             reporter.stuck()
-        closing = asyncio.get_running_loop().create_task(caller.call(self._sink.close, timeout_secs))
+        # Another caller: this one would wait for the end of a call that does not end.
+        closing = asyncio.get_running_loop().create_task(Caller().call(self._sink.close, timeout_secs))
         await asyncio.wait({closing}, timeout=timeout_secs + ABORT_SECS)
         if not closing.done():
             closing.cancel()
@@ -352,4 +390,4 @@ class SinkWorker:
 
 def _beginning(position: int) -> Cursor:
     """Return the cursor of a sink that has had nothing."""
-    return Cursor(position=position, base=position, delivered=0, dead_lettered=0, skipped=0, lost=0)
+    return Cursor(position=position, base=position)

@@ -11,6 +11,8 @@ from edge.api import EdgeError
 from edge.http import answers
 from edge.http.admin_dead_letters import DeadLettersHandler
 from edge.http.admin_handler import AdminHandler, AdminSite, refusal
+from edge.http.admin_spool import ForgetHandler
+from edge.http.admin_spool_pages import SpoolRepairHandler, SpoolReplayHandler
 from edge.http.answers import Answer
 
 __all__ = ["AdminSite", "admin_application"]
@@ -97,6 +99,9 @@ def admin_application(site: AdminSite) -> Application:
             (r"/reload", ReloadHandler, {"site": site}),
             (r"/dead-letters/replay", DeadLettersHandler, {"site": site, "action": "replay"}),
             (r"/dead-letters/drop", DeadLettersHandler, {"site": site, "action": "drop"}),
+            (r"/spool/forget", ForgetHandler, {"site": site}),
+            (r"/spool/repair", SpoolRepairHandler, {"site": site}),
+            (r"/spool/replay", SpoolReplayHandler, {"site": site}),
         ],
         default_handler_class=NotFoundAdminHandler,
         default_handler_args={"site": site},

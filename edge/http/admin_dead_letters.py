@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any
 
-import orjson
 import structlog
 
 from edge.api import EdgeError
@@ -16,22 +14,12 @@ from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.replay import ReplayReport, drop, replay
 from edge.delivery.selection import Selection
 from edge.door import BUSY_CODES
-from edge.event import parse_time
 from edge.http import answers
+from edge.http.admin_body import BodyShapeError, flag, json_object, moment, only_known
 from edge.http.admin_handler import AdminHandler, AdminSite, refusal
 from edge.http.answers import Answer
-from edge.validation import is_datetime
 
 log = structlog.get_logger(__name__)
-
-
-class BodyShapeError(EdgeError):
-    """A body that does not say what to do; the message reads after its field's name."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
-        self.message = message
 
 
 class NoDeadLettersError(EdgeError):
@@ -52,8 +40,8 @@ class DeadLettersHandler(AdminHandler):
     async def respond(self) -> Answer:
         """Do it, and say how many dead letters it was."""
         try:
-            body = _json(bytes(self.body))
-            selection, dry_run = _selection(body, self.action), _flag(body, "dry_run")
+            body = json_object(bytes(self.body))
+            selection, dry_run = _selection(body, self.action), flag(body, "dry_run")
         except BodyShapeError as error:
             return refusal(400, "Bad request", "http.body", error.field, error.message)
         sink = selection.sink or ""
@@ -106,8 +94,8 @@ class DeadLettersHandler(AdminHandler):
         log.warning("dead letters could not be moved", action=self.action, sink=sink, moved=moved, error=reason)
         code = next((code for kind, code in BUSY_CODES if isinstance(error, kind)), "busy.unknown")
         done = "replayed" if self.action == "replay" else "dropped"
-        message = f"cannot go on: {reason}; {moved} dead letters were {done} before"
-        return answers.refuse(code, "gateway", message, retry_after_secs=answers.RETRY_AFTER_SECS[code])
+        answer = answers.busy(code, message=f"cannot go on: {reason}; {moved} dead letters of this request were {done}")
+        return Answer(answer.status, {**answer.body, "moved": moved}, answer.headers)
 
 
 FILTERS = ("reason", "since", "until", "event_id", "seqs")
@@ -116,9 +104,7 @@ FILTERS = ("reason", "since", "until", "event_id", "seqs")
 
 def _selection(body: dict[str, Any], action: str) -> Selection:
     """Return which dead letters a body means; `BodyShapeError` for what it should not hold."""
-    unknown = sorted(set(body) - {"sink", "dry_run", *FILTERS, *(("all",) if action == "drop" else ())})
-    if unknown:
-        raise BodyShapeError(unknown[0][:128], "is not a known field")
+    only_known(body, ("sink", "dry_run", *FILTERS, *(("all",) if action == "drop" else ())))
     for name in ("sink", "reason", "since", "until", "event_id"):
         if not isinstance(body.get(name), str | None):
             raise BodyShapeError(name, "must be a string")
@@ -128,40 +114,13 @@ def _selection(body: dict[str, Any], action: str) -> Selection:
     if seqs is not None and not (isinstance(seqs, list) and all(type(seq) is int for seq in seqs)):
         raise BodyShapeError("seqs", "must be an array of whole numbers")
     narrowed = any(body.get(name) is not None for name in FILTERS)
-    if action == "drop" and not (_flag(body, "all") or narrowed or _flag(body, "dry_run")):
+    if action == "drop" and not (flag(body, "all") or narrowed or flag(body, "dry_run")):
         raise BodyShapeError("all", "must be true to drop every dead letter of the sink; or narrow it down")
     return Selection(
         sink=body["sink"],
         reason=body.get("reason"),
-        since=_time(body, "since"),
-        until=_time(body, "until"),
+        since=moment(body, "since"),
+        until=moment(body, "until"),
         event_id=body.get("event_id"),
         seqs=None if seqs is None else frozenset(seqs),
     )
-
-
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name, False)
-    if not isinstance(value, bool):
-        raise BodyShapeError(name, "must be true or false")
-    return value
-
-
-def _time(body: dict[str, Any], name: str) -> datetime | None:
-    text = body.get(name)
-    if text is None:
-        return None
-    if not is_datetime(text):
-        raise BodyShapeError(name, "must be a valid ISO 8601 datetime")
-    return parse_time(text)
-
-
-def _json(raw: bytes) -> dict[str, Any]:
-    """Return a body as a JSON object; an empty one stands for {}."""
-    try:
-        body = orjson.loads(raw or b"{}")
-    except orjson.JSONDecodeError as error:
-        raise BodyShapeError("body", "is not JSON") from error
-    if not isinstance(body, dict):
-        raise BodyShapeError("body", "must be a JSON object")
-    return body

@@ -135,7 +135,7 @@ class Intake:
 
         `done` has the answer, now or once the events are stored.
         """
-        if self._codings or bodies.sniff_codings(body):
+        if self._codings or bodies.sniff_codings(body) or not self.site.gateway.door.waits_for_nobody:
             return False
         context = self._context()
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,25 @@ logger = structlog.get_logger(__name__)
 
 _LOOK_SECS = 1.0
 """How often the directory is looked at: whether it, and the file, are still where they were."""
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """There is no room for the next segment."""
+
+    most_bytes: int
+    """What the segments may take for the next one to have room."""
+    is_cap: bool
+    """`max_bytes` is the limit; else the disk or a quota is, which others fill as well."""
+
+
+class NoRoomError(OSError):
+    """The next segment cannot be allocated."""
+
+    def __init__(self, error: OSError, shortage: Shortage) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.shortage = shortage
 
 
 class ActiveSegment:
@@ -36,6 +56,7 @@ class ActiveSegment:
         shard: str,
         segment_bytes: int,
         max_bytes: int,
+        give_way: Callable[[int], int],
     ) -> None:
         self._path = path
         self._dir_fd = dir_fd
@@ -43,6 +64,8 @@ class ActiveSegment:
         self._index = index
         self._shard = shard
         self._max_bytes = max_bytes
+        self._give_way = give_way
+        """Unlinks what is only kept until the segments take at most so many bytes; returns what it freed."""
         self._fd = -1
         self._ready: Prepared | None = None
         self._looked_at = time.monotonic()
@@ -148,12 +171,26 @@ class ActiveSegment:
             remove_quietly(self._files, self._dir_fd, segment.name)
 
     def _prepare(self, capacity: int) -> Prepared:
+        """Allocate room, in the place of segments that are only kept if need be; `NoRoomError` when there is none."""
+        while True:
+            try:
+                return self._allocate(capacity)
+            except NoRoomError as error:
+                if not self._give_way(error.shortage.most_bytes):
+                    raise
+
+    def _allocate(self, capacity: int) -> Prepared:
         """Allocate room within `max_bytes`; a log without segments may always have one."""
         segments, used = self._index.totals()
-        used += self._ready.capacity if self._ready is not None else 0
-        if segments and used + capacity > self._max_bytes:
-            raise OSError(errno.ENOSPC, "max_bytes is reached")
-        return prepare(self._files, self._dir_fd, capacity)
+        most_bytes = self._max_bytes - capacity - (self._ready.capacity if self._ready is not None else 0)
+        if segments and used > most_bytes:
+            raise NoRoomError(OSError(errno.ENOSPC, "max_bytes is reached"), Shortage(most_bytes, is_cap=True))
+        try:
+            return prepare(self._files, self._dir_fd, capacity)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise NoRoomError(error, Shortage(used - capacity, is_cap=False)) from error
 
     def _check_place(self) -> None:
         """Raise `OSError` when frames would go to a file that nobody will find again."""

@@ -1,9 +1,12 @@
-"""Cursors: how far a sink is, durable in 64 bytes that are never written over while they are the best there is.
+"""Cursors: how far a sink is, durable in 72 bytes that are never written over while they are the best there is.
 
 Each cursor has two files, ``cursor-<name>.a`` and ``.b``, allocated when it is made and written in turn and in place: a
 full disk does not stop them, and a torn write leaves the other one::
 
-    magic 4 | crc 4 | generation 8 | position 8 | base 8 | delivered 8 | dead_lettered 8 | skipped 8 | lost 8
+    magic 4 | crc 4 | generation 8 | position 8 | base 8
+    | delivered 8 | dead_lettered 8 | skipped 8 | lost 8 | dropped 8
+
+A slot of version 1 ends before `dropped`. It is read as it is; the next `save` writes the other slot in this version.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from struct import Struct
@@ -30,10 +34,11 @@ from edge.spool.files import (
     write_all,
 )
 
-SLOT_BYTES = 64
-_MAGIC = b"EVC\x01"
-_SLOT = Struct("<4sI7Q")
-_BODY = Struct("<7Q")
+_HEAD = Struct("<4sI")
+_MAGIC = b"EVC\x02"
+_BODY = Struct("<8Q")
+_BODIES = {_MAGIC: _BODY, b"EVC\x01": Struct("<7Q")}
+SLOT_BYTES = _HEAD.size + _BODY.size
 _SUFFIXES = ("a", "b")
 _FILE_NAME = re.compile(r"cursor-([A-Za-z0-9][A-Za-z0-9_.-]{0,127})\.[ab]")
 _WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -43,7 +48,7 @@ _WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class Cursor:
     """A sink's position and what became of the events before it.
 
-    `position == base + delivered + dead_lettered + skipped + lost`, always.
+    `position == base + settled_events`, always.
     """
 
     position: int = 0
@@ -54,6 +59,13 @@ class Cursor:
     dead_lettered: int = 0
     skipped: int = 0
     lost: int = 0
+    dropped: int = 0
+    """Given up because the spool was full."""
+
+    @property
+    def settled_events(self) -> int:
+        """The sum of all that became of events."""
+        return self.delivered + self.dead_lettered + self.skipped + self.lost + self.dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ class CursorFile:
         self.is_damaged = self._best.cursor is None and _was_written(directory, name)
         """There was a cursor, and neither slot of it can be read. Not the same as a sink that is new."""
         try:
-            create_directory(directory)
+            create_directory(self._files, directory)
             for suffix in _SUFFIXES:
                 self._open(suffix)
                 self._close(suffix)  # opened again by the first `save`: a cursor that is only looked at holds nothing
@@ -134,8 +146,9 @@ class CursorFile:
             fd = self._files.open(name, CREATE_FLAGS, dir_fd=dir_fd)
             is_new = True
         try:
-            if os.fstat(fd).st_size < SLOT_BYTES:  # new, or its making was cut short
-                write_all(self._files, fd, [bytes(SLOT_BYTES)], 0)
+            size = os.fstat(fd).st_size
+            if size < SLOT_BYTES:  # new, its making was cut short, or of version 1: what is there stays
+                write_all(self._files, fd, [bytes(SLOT_BYTES - size)], size)
                 self._files.fsync(fd)
                 sync_directory(self._files, dir_fd)
         except OSError:
@@ -165,9 +178,24 @@ def cursor_names(directory: Path) -> list[str]:
     return sorted({match[1] for match in map(_FILE_NAME.fullmatch, names) if match})
 
 
+def forget_cursor(directory: Path, name: str) -> bool:
+    """Remove a cursor that nobody keeps, for good; return whether there was one. Raises what the disk says."""
+    if name not in cursor_names(directory):
+        return False
+    dir_fd = open_directory(directory)
+    try:
+        for suffix in _SUFFIXES:
+            with suppress(FileNotFoundError):
+                os.unlink(f"cursor-{name}.{suffix}", dir_fd=dir_fd)
+        os.fsync(dir_fd)
+    finally:
+        os.close(dir_fd)
+    return True
+
+
 def _pack(generation: int, cursor: Cursor) -> bytes:
     body = _BODY.pack(generation, *astuple(cursor))
-    return _MAGIC + crc32(body).to_bytes(4, "little") + body
+    return _HEAD.pack(_MAGIC, crc32(body)) + body
 
 
 def _best_slot(directory: Path, name: str) -> _Slot:
@@ -201,11 +229,13 @@ def _was_written(directory: Path, name: str) -> bool:
 
 def _read_slot(dir_fd: int, name: str, suffix: str) -> _Slot:
     data = _slot_bytes(dir_fd, name, suffix)
-    if len(data) < SLOT_BYTES:
+    body = _BODIES.get(data[:4])
+    if body is None or len(data) < _HEAD.size + body.size:
         return _Slot()
-    magic, crc, generation, *values = _SLOT.unpack(data)
-    if magic != _MAGIC or crc != crc32(data[8:]):
+    _, crc = _HEAD.unpack_from(data)
+    if crc != crc32(data[_HEAD.size : _HEAD.size + body.size]):
         return _Slot()
+    generation, *values = body.unpack_from(data, _HEAD.size)
     return _Slot(suffix, generation, Cursor(*values))
 
 

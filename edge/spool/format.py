@@ -29,6 +29,13 @@ REPLAY = 2
 """A frame of events that are delivered again, to one sink."""
 MARK = 3
 """A note about other frames."""
+KINDS = (EVENTS, REPLAY, MARK)
+
+FRAME_EVENTS = (1 << 24) - 1
+"""Most events in one frame. That the highest byte of the number is 0 tells headers from bytes that only look alike."""
+SEQ_LIMIT = 1 << 62
+"""No event has a number as high as this. A name with a higher one was not made by us; believing it would leave no
+numbers to go on with."""
 
 FRAME_MAGIC = b"\xffEv\xfe"
 """Never part of UTF-8 text, so no payload of JSON contains it."""
@@ -78,10 +85,20 @@ class FrameKey:
     tag: bytes
     """Three bytes that stand in every frame header."""
 
-    @property
-    def pattern(self) -> re.Pattern[bytes]:
-        """Matches what every frame of the segment starts with: finds candidates quickly, proves nothing."""
-        return re.compile(re.escape(FRAME_MAGIC) + rb"[\x01-\xff]" + re.escape(self.tag), re.DOTALL)
+    def pattern(self, room: int) -> re.Pattern[bytes]:
+        """Match the magic of what may be a frame header; the group is the rest of it up to its own crc, included.
+
+        All that can be said without a checksum is asked for: kind, tag, and the highest bytes of the number of events,
+        of a length within `room` bytes and of the seq. Only the magic is consumed, and it does not overlap itself: no
+        candidate hides another one.
+        """
+        longest = re.escape(bytes([min(room >> 24, 0xFF)]))
+        head = b"[%b-%b]%b.{3}\\x00.{3}[\\x00-%b].{7}[\\x00-\\x3f].{4}" % (
+            *(re.escape(bytes([kind])) for kind in (min(KINDS), max(KINDS))),
+            re.escape(self.tag),
+            longest,
+        )
+        return re.compile(re.escape(FRAME_MAGIC) + b"(?=(" + head + b").{4})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

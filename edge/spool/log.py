@@ -6,24 +6,26 @@ import asyncio
 import fcntl
 import os
 import stat
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from edge.spool.active import ActiveSegment
+from edge.spool.active import ActiveSegment, Shortage
+from edge.spool.capacity import DEFAULT_BYTES
 from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError, SpoolLockedError
 from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
-from edge.spool.format import EVENTS
+from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
-from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, decide
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
+from edge.spool.release import Releaser
+from edge.spool.rewrite import RepairReport, Rewriter
 from edge.spool.segment import SegmentFiles, SegmentIndex
 from edge.spool.writer import Durability, Writer
 
@@ -31,8 +33,11 @@ logger = structlog.get_logger(__name__)
 
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
-MAX_BYTES = 10 * 1024 * 1024 * 1024
 STALL_SECS = 5.0
+STALL_LOOKS = 20
+"""How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
+longer than it at most."""
+LOOK_SECS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class Log:
     """A segmented log of frames in one directory, owned by one process at a time.
 
     Opened with :meth:`open`, bound to an event loop with :meth:`start`, ended with :meth:`close`. `append`, `subscribe`
-    and `close` belong to that loop; `read`, `release` and `stats` may be called from any thread.
+    and `close` belong to that loop; `read`, `release`, `repair` and `stats` may be called from any thread.
     """
 
     def __init__(
@@ -68,13 +73,13 @@ class Log:
         index: SegmentIndex,
         segment_files: SegmentFiles,
         quarantine: Quarantine,
+        releaser: Releaser,
         queue: AppendQueue,
         writer: Writer,
         files: Files,
         recovery: Recovery,
         *,
         max_bytes: int,
-        retain_secs: float,
         stall_secs: float,
         is_memory: bool,
     ) -> None:
@@ -83,16 +88,17 @@ class Log:
         self._index = index
         self._segment_files = segment_files
         self._quarantine = quarantine
+        self._releaser = releaser
         self._queue = queue
         self._writer = writer
         self._files = files
         self._reader = Reader(index, segment_files, quarantine)
         self._max_bytes = max_bytes
-        self._retain_secs = retain_secs
         self._stall_secs = stall_secs
         self._is_memory = is_memory
-        self._release_lock = threading.Lock()
+        self._rewriter = Rewriter(dir_fd, files, index, segment_files, quarantine, releaser.lock)
         self._subscribers: dict[object, Callable[[int], None]] = {}
+        self._on_shortage: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._exited: asyncio.Event | None = None
@@ -107,7 +113,7 @@ class Log:
         *,
         shard: str = "",
         segment_bytes: int = SEGMENT_BYTES,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = DEFAULT_BYTES,
         durability: Durability = "disk",
         retain_secs: float = 0.0,
         observer: LogObserver | None = None,
@@ -126,7 +132,7 @@ class Log:
         files = files or Files()
         fds: list[int] = []
         try:
-            create_directory(path)
+            create_directory(files, path)
             fds.append(open_directory(path))
             fds.append(_take_lock(fds[0], path))
             fds.append(open_directory(path))
@@ -140,9 +146,18 @@ class Log:
             _close_all(fds)
             raise
         index = SegmentIndex(recovery.segments, recovery.next_seq)
+        segment_files = SegmentFiles(fds[2])
+        releaser = Releaser(fds[0], files, index, segment_files, quarantine, retain_secs)
         queue = AppendQueue(queue_bytes)
         active = ActiveSegment(
-            path, fds[0], files, index, shard=shard or path.name, segment_bytes=segment_bytes, max_bytes=max_bytes
+            path,
+            fds[0],
+            files,
+            index,
+            shard=shard or path.name,
+            segment_bytes=segment_bytes,
+            max_bytes=max_bytes,
+            give_way=releaser.give_way,
         )
         writer = Writer(active, queue, index, observer or SilentObserver(), durability)
         if durability == "memory":
@@ -152,14 +167,14 @@ class Log:
             fds[1],
             fds[0],
             index,
-            SegmentFiles(fds[2]),
+            segment_files,
             quarantine,
+            releaser,
             queue,
             writer,
             files,
             recovery,
             max_bytes=max_bytes,
-            retain_secs=retain_secs,
             stall_secs=stall_secs,
             is_memory=durability == "memory",
         )
@@ -168,24 +183,37 @@ class Log:
         """Bind the log to the loop that appends; called on it, once."""
         self._loop = loop
         self._exited = asyncio.Event()
-        self._writer.attach(loop, self._notify, self._exited.set)
+        self._writer.attach(loop, self._notify, self._ran_short, self._exited.set)
         self._watch()
 
-    def append(self, payload: bytes, n_events: int = 1, kind: int = EVENTS) -> asyncio.Future[int]:
+    def append(
+        self,
+        payload: bytes,
+        n_events: int = 1,
+        kind: int = EVENTS,
+        decided: Callable[[bool], None] | None = None,
+    ) -> asyncio.Future[int]:
         """Queue a frame; the future has the number of its first event once the frame is as durable as configured.
 
         Raises `SpoolBackpressureError`, `SpoolFullError`, `SpoolFailedError` or `SpoolClosedError` at once when the
         frame is not taken. The future may have those errors as well, and `SpoolUnknownError` when nobody knows.
+
+        `decided` is called once on the loop for a frame that was taken, when it is certain whether it is part of the
+        log: True before anybody who waits for the future goes on; False or True long after a `SpoolUnknownError` if
+        that is how long the disk takes. It is quick and does not raise.
         """
         if self._loop is None:
             raise SpoolClosedError("the log was not started")
-        if n_events < 1:
-            raise ValueError("a frame has at least one event")
+        if not 1 <= n_events <= FRAME_EVENTS:
+            raise ValueError(f"a frame has at least one event, and at most {FRAME_EVENTS}")
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is no kind of frame")
         future: asyncio.Future[int] = self._loop.create_future()
-        entry = Entry(payload, n_events, kind, future)
+        entry = Entry(payload, n_events, kind, future, decided)
         self._queue.put(entry)
         if self._is_memory:
             future.set_result(entry.seq)
+            decide([entry], is_stored=True)
         return future
 
     @property
@@ -197,6 +225,10 @@ class Log:
     def first_seq(self) -> int:
         """Number of the first event that may still be in the log."""
         return self._index.first_seq
+
+    def starts(self) -> list[int]:
+        """Return the numbers of the first events of all segments, in order."""
+        return self._index.starts()
 
     def read(self, position: int, max_bytes: int) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
@@ -220,26 +252,46 @@ class Log:
 
         The caller has made every cursor durable that allows this. The segment being written always stays.
         """
-        freed = 0
-        with self._release_lock:
-            for segment in self._index.wholly_below(position):
-                if time.monotonic() - segment.aged_from < self._retain_secs or self._is_closed:
-                    break
-                self._index.drop(segment)  # first, so that a reader who misses the file knows why
-                try:
-                    self._files.unlink(segment.name, dir_fd=self._dir_fd)
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    logger.warning("a segment could not be removed", error=str(error))
-                    self._index.put_back(segment)
-                    break
-                self._segment_files.forget(segment)
-                self._quarantine.forget(segment.name)
-                freed += segment.size
+        freed = self._releaser.release(position)
         if freed:
             self._writer.look_now()
         return freed
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Why there is no room for the next segment; None while there is. Says so before the room is needed."""
+        return self._writer.shortage
+
+    def watch_shortage(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop whenever the writer finds no room, which it tries again every second."""
+        self._on_shortage = callback
+
+    def make_room(self, position: int, shortage: Shortage) -> int:
+        """Let go of what lies wholly below event `position` and, as far as needed, of what is kept to be replayed.
+
+        Returns the bytes by which the segments still take too much. The same condition as for `release`. Blocks.
+        """
+        self._releaser.release(position)
+        self._releaser.give_way(shortage.most_bytes)
+        excess = max(0, self._index.totals()[1] - shortage.most_bytes)
+        if not excess:
+            self._writer.wait_for_look(LOOK_SECS)
+        return excess
+
+    def end_of_oldest(self, n_bytes: int) -> int | None:
+        """Return the event behind the oldest segments that take `n_bytes` together, as few as that needs.
+
+        None when all together, without the one being written, take less.
+        """
+        return self._index.end_of_oldest(n_bytes)
+
+    def repair(self, position: int = 0) -> RepairReport:
+        """Rewrite damaged segments from event `position` on without their bad bytes; blocks for about two seconds.
+
+        The report says where to go on, and is done when `position` has reached its `end`. The segment being written is
+        left as it is. Raises `SpoolFailedError` when the disk refuses; what was done before stays done.
+        """
+        return self._rewriter.run(position)
 
     def stats(self) -> LogStats:
         """Return the state of the log."""
@@ -269,10 +321,10 @@ class Log:
         self._writer.join()
         if self._watchdog is not None:
             self._watchdog.cancel()
-        with self._release_lock:
-            if self._is_closed:
-                return
+        if self._releaser.close():
             self._is_closed = True
+            with self._releaser.lock:
+                self._rewriter.close()
             self._segment_files.close()
             _close_all([self._dir_fd, self._lock_fd])
 
@@ -280,11 +332,29 @@ class Log:
         for callback in tuple(self._subscribers.values()):
             callback(durable_seq)
 
+    def _ran_short(self) -> None:
+        if self._on_shortage is not None:
+            self._on_shortage()
+
     def _watch(self) -> None:
-        """Look for waiters that have waited too long, a few times within the limit."""
+        """Answer waiters that have waited too long, and look again soon."""
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
-            self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+            self._watchdog = self._loop.call_later(self._stall_secs / STALL_LOOKS, self._watch)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from opening the log in directory `path`; `SpoolLockedError` when one has it open."""
+    dir_fd = open_directory(path)
+    try:
+        lock_fd = _take_lock(dir_fd, path)
+    finally:
+        os.close(dir_fd)
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
 
 
 def _take_lock(dir_fd: int, path: Path) -> int:

@@ -8,7 +8,16 @@ import threading
 
 import structlog
 
-from edge.spool.files import CREATE_FLAGS, DIRECTORY_MODE, Files, close_quietly, remove_quietly, write_all
+from edge.spool.files import (
+    CREATE_FLAGS,
+    DIRECTORY_MODE,
+    Files,
+    close_quietly,
+    open_regular,
+    read_at,
+    remove_quietly,
+    write_all,
+)
 from edge.spool.observer import LogObserver
 from edge.spool.scan import ReadAt
 
@@ -62,6 +71,12 @@ class Quarantine:
         with self._lock:
             self._seen.pop(segment, None)
 
+    def replaced(self, segment: str) -> None:
+        """Take note that a segment was rewritten without its damage: what is found in it from now on is new."""
+        with self._lock:
+            notes = self._seen.get(segment, set())
+            notes.difference_update([offset for offset in notes if offset >= 0])
+
     def _first_time(self, segment: str, key: int) -> bool:
         with self._lock:
             keys = self._seen.setdefault(segment, set())
@@ -88,6 +103,11 @@ class Quarantine:
         if self._space() < len(data):
             return
         path = f"{QUARANTINE}/{name}"
+        kept = self._kept(path)
+        if kept == data:
+            return  # by an earlier process that met the same damage
+        if kept is not None:  # other damage, at the same place of a file that was rewritten since
+            path = f"{path}.{os.urandom(4).hex()}"
         try:
             fd = self._files.open(path, CREATE_FLAGS, dir_fd=self._dir_fd)
         except OSError:
@@ -99,6 +119,17 @@ class Quarantine:
             remove_quietly(self._files, self._dir_fd, path)
         finally:
             close_quietly(self._files, fd)
+
+    def _kept(self, path: str) -> bytes | None:
+        """Return what is kept under a name; None when nothing is."""
+        try:
+            fd = open_regular(path, self._dir_fd)
+        except OSError:
+            return None
+        try:
+            return read_at(fd, 0, PIECE_BYTES)
+        finally:
+            os.close(fd)
 
     def _space(self) -> int:
         """Return the room that is left in bytes; 0 when there is no directory of ours."""

@@ -12,10 +12,11 @@ from functools import partial
 import orjson
 import structlog
 
-from edge.spool.errors import SpoolFormatError
+from edge.spool.errors import SpoolFailedError, SpoolFormatError
 from edge.spool.files import Files, close_quietly, open_regular, read_at, remove_quietly, write_durably
 from edge.spool.format import (
     SEGMENT_HEADER_BYTES,
+    SEQ_LIMIT,
     VERSION,
     SegmentHeader,
     is_temporary_name,
@@ -30,8 +31,6 @@ logger = structlog.get_logger(__name__)
 
 META = "META.json"
 _META_LIMIT_BYTES = 64 * 1024
-_SEQ_LIMIT = 1 << 62
-"""A name with a higher number was not made by us; believing it would leave no numbers to go on with."""
 
 
 @dataclass(slots=True)
@@ -43,14 +42,14 @@ class Discovery:
     unreadable: dict[str, os.stat_result] = field(default_factory=dict)
     """Files with a segment's name and no intact header."""
     ignored: list[str] = field(default_factory=list)
-    """Entries with a segment's name that are links, FIFOs, directories, copies, or that may not be opened."""
+    """Entries with a segment's name that are links, FIFOs, directories, copies, or that cannot be opened."""
     temporary: list[str] = field(default_factory=list)
     """Segments that were being prepared."""
     highest_name: int = 0
 
     def count_name(self, number: int) -> None:
         """Take note of the number in a file's name."""
-        if number < _SEQ_LIMIT:
+        if number < SEQ_LIMIT:
             self.highest_name = max(self.highest_name, number)
 
 
@@ -62,7 +61,13 @@ class Recovery:
     next_seq: int
     torn_bytes: int = 0
     """Bytes behind the last valid frame, cut off."""
+    torn_at: tuple[str, int] = ("", 0)
+    """Name of the segment that was cut, and where."""
     unreadable_segments: int = 0
+    unreadable: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """Files without an intact header: their sizes in bytes, and whether they could be moved to quarantine."""
+    temporary: list[str] = field(default_factory=list)
+    """Files that were never finished, removed."""
     ignored_entries: int = 0
     behind_cursor_events: int = 0
     """How far a cursor is ahead of the log's last event: the log lost its end, or a cursor is not of this log."""
@@ -72,10 +77,11 @@ class Recovery:
 def discover(dir_fd: int) -> Discovery:
     """Look at every entry of a directory without changing anything.
 
-    Raises `SpoolFormatError` when a newer version wrote one of the segments.
+    Raises `SpoolFormatError` when a newer version wrote one of the segments, `SpoolFailedError` when one may not be
+    read.
     """
     found = Discovery()
-    now, wall = time.monotonic(), time.time()
+    now = time.monotonic()
     with os.scandir(dir_fd) as entries:
         names = [entry.name for entry in entries]
     for name in sorted(names):
@@ -86,9 +92,15 @@ def discover(dir_fd: int) -> Discovery:
             continue
         try:
             fd = open_regular(name, dir_fd)
-        except OSError:
+        except OSError as error:
+            is_regular = _is_regular(name, dir_fd)
+            if is_regular and isinstance(error, PermissionError):
+                # Going on without it would take its events for lost, and its last numbers for free.
+                raise SpoolFailedError(
+                    f"{name} may not be read: give it to the gateway's user, or move it away"
+                ) from error
             found.ignored.append(name)
-            if _is_regular(name, dir_fd):
+            if is_regular:
                 found.count_name(number)
             continue
         found.count_name(number)
@@ -97,12 +109,11 @@ def discover(dir_fd: int) -> Discovery:
             header = SegmentHeader.unpack(read_at(fd, 0, SEGMENT_HEADER_BYTES))
         finally:
             os.close(fd)
-        if header is None or header.first_seq >= _SEQ_LIMIT:
+        if header is None or header.first_seq >= SEQ_LIMIT:
             found.unreadable[name] = status
             continue
         data_end = max(min(status.st_size, header.capacity), SEGMENT_HEADER_BYTES)
-        age = max(wall - status.st_mtime, 0.0)
-        found.segments.append(Segment(name, header, data_end, data_end, now - age))
+        found.segments.append(Segment(name, header, data_end, data_end, now))
     _leave_one_each(found)
     return found
 
@@ -154,7 +165,8 @@ def check_meta(dir_fd: int) -> bool:
 def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floors: Iterable[int]) -> Recovery:
     """Make a directory fit to go on with. `floors` are the cursors' positions; the caller holds the lock.
 
-    Only the last segment is looked through. `SpoolFormatError` is raised before anything is changed.
+    Only the last segment is looked through. `SpoolFormatError`, and `SpoolFailedError` for a segment that may not be
+    read, are raised before anything is changed.
     """
     started = time.monotonic()
     has_meta = check_meta(dir_fd)
@@ -167,15 +179,22 @@ def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floor
     for name in found.temporary:
         remove_quietly(files, dir_fd, name)
     floor = max(floors, default=0)
-    result = Recovery(found.segments, max(floor, found.highest_name), ignored_entries=len(found.ignored))
+    result = Recovery(
+        found.segments,
+        max(floor, found.highest_name),
+        ignored_entries=len(found.ignored),
+        temporary=found.temporary,
+    )
     for name, status in found.unreadable.items():
-        quarantine.adopt(name, status.st_size, status.st_blocks * 512)
+        is_moved = quarantine.adopt(name, status.st_size, status.st_blocks * 512)
+        result.unreadable[name] = status.st_size, is_moved
         result.unreadable_segments += 1
     end_of_log = 0
     empty = ""
     if found.segments:
         last = found.segments[-1]
         result.torn_bytes, end_of_log = _cut_tail(dir_fd, files, quarantine, last)
+        result.torn_at = last.name, last.data_end
         if last.data_end == SEGMENT_HEADER_BYTES:
             found.segments.pop()
             empty = last.name  # stays until the next segment takes its name: the name holds the number
@@ -195,17 +214,22 @@ def _cut_tail(dir_fd: int, files: Files, quarantine: Quarantine, segment: Segmen
         return 0, segment.first_seq  # gone, or not ours to write
     try:
         read = partial(read_at, fd)
-        tail = find_tail(read, segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end)
+        tail = find_tail(read, segment.header.key, SEGMENT_HEADER_BYTES, segment.data_end, segment.first_seq)
+        if not tail.is_certain:
+            logger.warning("the end of the spool cannot be told in time; nothing of it is cut", segment=segment.name)
         torn = max(tail.data_end - tail.end, 0)
         if torn:
             quarantine.damaged(segment.name, tail.end, torn, read)
         segment.end_seq = tail.end_seq or segment.first_seq
+        next_seq = segment.end_seq
         # A segment that had been cut to its length before has no torn write at its end: what is damaged there was
         # stored, and the numbers it claims are used up.
         was_sealed = os.fstat(fd).st_size < segment.header.capacity
         segment.data_end = tail.end
         _cut(files, fd, segment)
-        return torn, max(segment.end_seq, tail.claimed_seq if was_sealed else 0)
+        if not tail.is_certain:
+            segment.end_seq = None
+        return torn, max(next_seq, tail.claimed_seq if was_sealed else 0)
     finally:
         close_quietly(files, fd)
 

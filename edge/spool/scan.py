@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from struct import Struct
 from zlib import crc32
 
 from edge.spool.format import (
     CHECKED_BYTES,
     FRAME,
+    FRAME_EVENTS,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     Frame,
@@ -19,6 +23,14 @@ ReadAt = Callable[[int, int], bytes]
 """Takes offset and size, returns the bytes there; fewer only at the end of the file."""
 
 CHUNK_BYTES = 256 * 1024
+PATIENCE_SECS = 0.75
+"""How long `find_tail` looks for an intact frame, and then for headers: far more than what was not made up needs."""
+_RESIDUE = crc32(crc32(b"").to_bytes(4, "little"))
+"""What the crc of any bytes followed by their own crc is, wherever it was started."""
+_FIELDS = Struct("<8xIIQII")
+"""Events, length, seq, header crc, crc of a header."""
+_REST = Struct("<4xI4xQ4x")
+"""Events and seq in what follows the magic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,8 @@ class Tail:
     """Number behind the last event that a valid frame header speaks of, payload intact or not; 0 when none does."""
     data_end: int
     """Offset behind the last byte that is not zero."""
+    is_certain: bool = True
+    """False: patience ended first. `end` is then `data_end`, and no frame has a number past `end_seq`."""
 
 
 def scan(
@@ -52,6 +66,7 @@ def scan(
     are room that was never written and are not reported.
     """
     seed = key.seed
+    headers = _Headers(key, end - offset)
     data, base = b"", offset
     view = memoryview(data)
     while offset < end:
@@ -66,7 +81,7 @@ def scan(
         magic, kind, _, n_events, length, seq, check, crc = FRAME.unpack_from(data, at)
         stop = offset + FRAME_HEADER_BYTES + length
         if magic != FRAME_MAGIC or crc32(view[at : at + CHECKED_BYTES], seed) != check or stop > end:
-            found, data_end = _next_header(read, key, offset + 1, end)
+            found, data_end = _next_header(read, headers, offset + 1, end)
             if found < end or data_end > offset + 1 or data[at]:
                 yield Damage(offset, (found if found < end else data_end) - offset)
             offset = found
@@ -85,18 +100,51 @@ def scan(
         offset = stop
 
 
-def _next_header(read: ReadAt, key: FrameKey, offset: int, end: int) -> tuple[int, int]:
+class _Headers:
+    """Finds the valid frame headers in some bytes of a segment; `room` is the most that a frame may take."""
+
+    def __init__(self, key: FrameKey, room: int) -> None:
+        self._key = key
+        self._room = room
+        self._pattern: re.Pattern[bytes] | None = None
+        self._seed = crc32(FRAME_MAGIC, key.seed)
+        self._expects_many = False
+
+    def find(self, data: bytes) -> list[int]:
+        """Return where they start, in order."""
+        if FRAME_MAGIC not in data:
+            return []
+        # Without their places first: that is twice as fast where all that looks like a header is none.
+        if not self._expects_many and not self._rests(data):
+            return []
+        seed = self._seed
+        found = [match.start() for match in self._compiled().finditer(data) if crc32(match[1], seed) == _RESIDUE]
+        self._expects_many = bool(found)
+        return found
+
+    def claimed_seq(self, data: bytes) -> int:
+        """Return the number behind the last event that they speak of."""
+        return max((seq + n_events for n_events, seq in map(_REST.unpack, self._rests(data))), default=0)
+
+    def _rests(self, data: bytes) -> list[bytes]:
+        """Return what follows the magic in them, up to their crc."""
+        seed = self._seed
+        return [rest for rest in self._compiled().findall(data) if crc32(rest, seed) == _RESIDUE]
+
+    def _compiled(self) -> re.Pattern[bytes]:
+        if self._pattern is None:
+            self._pattern = self._key.pattern(self._room)
+        return self._pattern
+
+
+def _next_header(read: ReadAt, headers: _Headers, offset: int, end: int) -> tuple[int, int]:
     """Return where the next valid frame header starts (`end` when there is none) and where the bytes before it end."""
-    pattern = key.pattern
     data_end = offset
     while offset < end:
         data = read(offset, min(CHUNK_BYTES, end - offset))
-        for match in pattern.finditer(data):
-            at = match.start()
-            if at + FRAME_HEADER_BYTES > len(data):
-                break
-            stop, _, check, _ = _header(data, at, offset)
-            if stop <= end and crc32(data[at : at + CHECKED_BYTES], key.seed) == check:
+        for at in headers.find(data):
+            length = _FIELDS.unpack_from(data, at)[1]
+            if offset + at + FRAME_HEADER_BYTES + length <= end:
                 return offset + at, offset + at
         content = len(data.rstrip(b"\0"))
         if content:
@@ -107,36 +155,54 @@ def _next_header(read: ReadAt, key: FrameKey, offset: int, end: int) -> tuple[in
     return end, data_end
 
 
-def _header(data: bytes, at: int, base: int) -> tuple[int, int, int, int]:
-    """Return (offset behind the frame, number behind its last event, header crc, crc) of the header at `base + at`."""
-    _, _, _, n_events, length, seq, check, crc = FRAME.unpack_from(data, at)
-    return base + at + FRAME_HEADER_BYTES + length, seq + n_events, check, crc
+def find_tail(
+    read: ReadAt, key: FrameKey, start: int, end: int, first_seq: int, patience_secs: float = PATIENCE_SECS
+) -> Tail:
+    """Find the last valid frame in `[start, end)`, looking backward: the cost is what lies behind it, not before.
 
-
-def find_tail(read: ReadAt, key: FrameKey, start: int, end: int) -> Tail:
-    """Find the last valid frame in `[start, end)`, looking backward: the cost is what lies behind it, not before."""
-    pattern = key.pattern
+    Bytes that were made to look like frames can make that long. After `patience_secs` the payloads are not looked at
+    any more, and after as long again not even the headers. Then everything counts as data, nothing of which is to be
+    cut, and the numbers go on behind all that the headers say, or that so many bytes can hold from `first_seq` on.
+    """
+    headers = _Headers(key, end - start)
     claimed_seq = 0
     data_end = start
     high = end
+    is_certain = True
+    started = time.monotonic()
     while high > start:
+        if time.monotonic() - started > 2 * patience_secs:
+            most_events = (high - start) // FRAME_HEADER_BYTES * FRAME_EVENTS
+            claimed_seq, is_certain = max(claimed_seq, first_seq + most_events), False
+            data_end = max(data_end, high)
+            break
         low = max(start, high - CHUNK_BYTES)
         data = read(low, min(high + FRAME_HEADER_BYTES, end) - low)
         if data_end == start:
             content = len(data.rstrip(b"\0"))
             data_end = low + content if content else start
-        if FRAME_MAGIC in data:
-            for at in reversed([match.start() for match in pattern.finditer(data)]):
-                if at + FRAME_HEADER_BYTES > len(data):
-                    continue
-                stop, end_seq, check, crc = _header(data, at, low)
-                if stop > end or crc32(data[at : at + CHECKED_BYTES], key.seed) != check:
-                    continue
-                claimed_seq = max(claimed_seq, end_seq)
-                if _checksum(read, data, low, at + FRAME_HEADER_BYTES, stop - low, check) == crc:
-                    return Tail(stop, end_seq, claimed_seq, max(data_end, stop))
+        if not is_certain:
+            claimed_seq = max(claimed_seq, headers.claimed_seq(data))
+            high = low
+            continue
+        for at in reversed(headers.find(data)):
+            n_events, length, seq, check, crc = _FIELDS.unpack_from(data, at)
+            begin = at + FRAME_HEADER_BYTES
+            stop = begin + length
+            if low + stop > end:
+                continue
+            if seq + n_events > claimed_seq:
+                claimed_seq = seq + n_events
+            if time.monotonic() - started > patience_secs:
+                is_certain = False
+            elif (
+                crc32(data[begin:stop], check) if stop <= len(data) else _checksum(read, data, low, begin, stop, check)
+            ) == crc:
+                return Tail(low + stop, seq + n_events, claimed_seq, max(data_end, low + stop))
         high = low
-    return Tail(start, None, claimed_seq, data_end)
+    if is_certain:
+        return Tail(start, None, claimed_seq, data_end)
+    return Tail(data_end, max(claimed_seq, first_seq), claimed_seq, data_end, is_certain=False)
 
 
 def _checksum(read: ReadAt, data: bytes, base: int, start: int, stop: int, crc: int) -> int | None:

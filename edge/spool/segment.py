@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,9 +33,14 @@ class Segment:
     size: int
     """Bytes of room it takes on disk."""
     aged_from: float
-    """When it got its last frame, in seconds of the monotonic clock; may lie before the start of the machine."""
+    """When it got its last frame, in seconds of the monotonic clock; when it was found, for one of an earlier process.
+
+    No clock that can be set decides what is deleted: a restart begins the time anew.
+    """
     end_seq: int | None = None
     """Number behind its last event where that is known for certain."""
+    is_replaced: bool = False
+    """Its name belongs to another file now; under its lock, `SegmentFiles` opens it no more."""
 
     @property
     def first_seq(self) -> int:
@@ -114,6 +121,11 @@ class SegmentIndex:
         with self._lock:
             return self._firsts[0] if self._firsts else self.durable_seq
 
+    def starts(self) -> list[int]:
+        """Return the number of the first event of each segment."""
+        with self._lock:
+            return list(self._firsts)
+
     def totals(self) -> tuple[int, int]:
         """Return the number of segments and the room they take in bytes."""
         with self._lock:
@@ -139,6 +151,22 @@ class SegmentIndex:
         """Say whether a segment is still part of the log."""
         with self._lock:
             return segment in self._segments
+
+    def is_active(self, segment: Segment) -> bool:
+        """Say whether a segment is the one being written."""
+        with self._lock:
+            return segment is self._active
+
+    def names(self) -> set[str]:
+        """Return the names of all segments."""
+        with self._lock:
+            return {segment.name for segment in self._segments}
+
+    def replace(self, old: Segment, new: Segment) -> None:
+        """Let `new`, which holds the same events, stand in the place of `old`; never of the active one."""
+        with self._lock:
+            self._segments[self._segments.index(old)] = new
+            self._bytes += new.size - old.size
 
     def start(self, segment: Segment) -> None:
         """Add the segment that is written from now on."""
@@ -189,12 +217,24 @@ class SegmentIndex:
         del self._segments[at], self._firsts[at]
         self._bytes -= segment.size
 
+    def end_of_oldest(self, n_bytes: int) -> int | None:
+        """Return the event behind the oldest segments that take `n_bytes` together, the active one not among them."""
+        with self._lock:
+            ends = [*self._firsts[1:], self.durable_seq]
+            for segment, end in zip(self._segments, ends, strict=True):
+                if segment is self._active:
+                    return None
+                n_bytes -= segment.size
+                if n_bytes <= 0:
+                    return end
+            return None
+
     def wholly_below(self, position: int) -> list[Segment]:
         """Return the segments, oldest first, whose events all lie below `position`; never the active one."""
         with self._lock:
             ends = [*self._firsts[1:], self.durable_seq]
             below = []
-            for segment, end in zip(self._segments, ends, strict=True):
+            for segment, end in zip(self._segments, ends, strict=False):  # without segments there is one end too many
                 if end > position or segment is self._active:
                     break
                 below.append(segment)
@@ -227,6 +267,8 @@ class SegmentFiles:
         with self._lock:
             if self._closed:
                 raise OSError(9, "the log is closed")
+            if segment.is_replaced:
+                raise FileNotFoundError(errno.ENOENT, "the segment was replaced", segment.name)
             entry = self._open.pop(segment, None)
             if entry is None:
                 entry = _OpenFile(open_regular(segment.name, self._dir_fd))
@@ -248,12 +290,27 @@ class SegmentFiles:
     def forget(self, segment: Segment) -> None:
         """Close the descriptor of a segment that was released, so that its room is given back."""
         with self._lock:
-            entry = self._open.get(segment)
-            if entry is None:
-                return
-            entry.is_released = True
-            if not entry.users:
-                os.close(self._open.pop(segment).fd)
+            self._release(segment)
+
+    def replace(self, old: Segment, new: Segment, swap: Callable[[], None]) -> None:
+        """Have `swap` put the file of `new` in the place of that of `old`; nobody opens one of them meanwhile.
+
+        Who has borrowed `old` keeps it; it is not lent again, so that its offsets never meet the new file. When `swap`
+        raises, it is `new` that is not lent.
+        """
+        with self._lock:
+            new.is_replaced = True
+            swap()
+            new.is_replaced, old.is_replaced = False, True
+            self._release(old)
+
+    def _release(self, segment: Segment) -> None:
+        entry = self._open.get(segment)
+        if entry is None:
+            return
+        entry.is_released = True
+        if not entry.users:
+            os.close(self._open.pop(segment).fd)
 
     def close(self) -> None:
         """Close what nobody uses now, and the rest when it is given back."""

@@ -11,12 +11,12 @@ from typing import Literal
 
 import structlog
 
-from edge.spool.active import ActiveSegment
+from edge.spool.active import ActiveSegment, NoRoomError, Shortage
 from edge.spool.errors import SpoolError, SpoolFailedError, SpoolFullError, SpoolUnknownError
 from edge.spool.files import Buffer
 from edge.spool.format import frame_header
 from edge.spool.observer import LogObserver
-from edge.spool.queue import AppendQueue, Entry, events_in, fail
+from edge.spool.queue import AppendQueue, Entry, decide, events_in, fail
 from edge.spool.segment import SegmentIndex
 
 logger = structlog.get_logger(__name__)
@@ -48,12 +48,16 @@ class Writer:
         self._retry_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_commit: Callable[[int], None] = lambda durable_seq: None
+        self._on_shortage: Callable[[], None] = lambda: None
         self._on_exit: Callable[[], None] = lambda: None
+        self._has_looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self.appended_events = 0
         """Events of requests that were stored; replayed ones are not counted again."""
         self.late_events = 0
         """Events that were stored after their waiter had been told that the outcome is unknown."""
+        self.shortage: Shortage | None = None
+        """Why room for the next segment could not be allocated; None once it was."""
 
     def start(self) -> None:
         """Create the first segment and start the thread. A disk that refuses leaves a log that can be read."""
@@ -61,15 +65,25 @@ class Writer:
         self._thread.start()
 
     def attach(
-        self, loop: asyncio.AbstractEventLoop, on_commit: Callable[[int], None], on_exit: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_commit: Callable[[int], None],
+        on_shortage: Callable[[], None],
+        on_exit: Callable[[], None],
     ) -> None:
-        """Name the loop of the futures; `on_commit` and `on_exit` are called on it. Comes before the first append."""
-        self._on_commit, self._on_exit, self._loop = on_commit, on_exit, loop
+        """Name the loop of the futures, on which the other three are called. Comes before the first append."""
+        self._on_commit, self._on_shortage, self._on_exit, self._loop = on_commit, on_shortage, on_exit, loop
 
     def look_now(self) -> None:
         """Ask the disk again at once, because room was made; called from any thread."""
         self._retry_at = 0.0
         self._queue.wake()
+
+    def wait_for_look(self, timeout_secs: float) -> None:
+        """Return when the disk was asked again, or after so long."""
+        self._has_looked.clear()
+        self.look_now()
+        self._has_looked.wait(timeout_secs)
 
     def join(self) -> None:
         """Wait for the end of the thread, once the queue is closed."""
@@ -81,6 +95,7 @@ class Writer:
             try:
                 self._commit_all(entries)
                 self._look_after_segments()
+                self._has_looked.set()
             except Exception as error:  # noqa: BLE001 - whatever it is: waiters get an answer and the thread goes on
                 self._give_up(error)
         try:
@@ -153,6 +168,7 @@ class Writer:
         for entry in group:
             if not entry.future.done():
                 entry.future.set_result(entry.seq)
+        decide(group, is_stored=True)
         self._on_commit(durable_seq)
 
     def _fail(self, group: list[Entry], error: SpoolError, rest: list[Entry]) -> None:
@@ -163,6 +179,7 @@ class Writer:
         """Give each waiter of a failed commit an exception of its own; called on the loop."""
         for entry in group:
             fail(entry, type(error)(str(error)))
+        decide(group, is_stored=False)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         """Call a function on the loop; a loop that is closed has nobody left who waits."""
@@ -220,8 +237,9 @@ class Writer:
         elif self._problem is not None or self._active.wants_ready:
             try:
                 self._active.make_ready()
-            except OSError:
+            except OSError as error:
                 self._retry_at = now + RETRY_SECS
+                self._note_shortage(error)
             else:
                 self._accept()
 
@@ -240,6 +258,7 @@ class Writer:
                 if error.errno in _FULL:
                     if not is_oversize:
                         self._refuse(SpoolFullError(f"no room for the next segment: {error.strerror}"))
+                    self._note_shortage(error)
                     return False
                 if attempt == attempts:
                     self._refuse(SpoolFailedError(f"no segment could be started: {error.strerror}"))
@@ -249,17 +268,26 @@ class Writer:
                 return True
         return False
 
+    def _note_shortage(self, error: OSError) -> None:
+        """Say that there is no room, to whoever can make some. It is asked for again every `RETRY_SECS`."""
+        if isinstance(error, NoRoomError):
+            self.shortage = error.shortage
+            self._call(self._on_shortage)
+
     def _refuse(self, problem: SpoolError) -> None:
         """Refuse entries at the door until the disk gives room again; a full disk leaves what the segment still has."""
         if type(problem) is not type(self._problem):
-            report = logger.warning if isinstance(problem, SpoolFullError) else logger.error
-            report("the spool refuses events", reason=str(problem))
+            if isinstance(problem, SpoolFullError):
+                logger.warning("the spool refuses events", reason=str(problem))
+            else:
+                logger.error("the spool refuses events", reason=str(problem))
         self._problem = problem
         self._retry_at = time.monotonic() + RETRY_SECS
         room = self._active.room if isinstance(problem, SpoolFullError) else 0
         self._queue.refuse(type(problem), str(problem), room)
 
     def _accept(self) -> None:
+        self.shortage = None
         if self._problem is not None:
             logger.info("the spool takes events again")
             self._problem = None

@@ -44,8 +44,20 @@ async def test_series_of_closed_label_sets_exist_at_0_before_the_first_event(lau
     metrics = await gateway.metrics()
     for name in (
         'edge_sink_events_total{outcome="dead_lettered",sink="archive"}',
+        'edge_sink_events_total{outcome="dropped",sink="archive"}',
         'edge_events_outcome_total{outcome="rejected",reason="busy.full"}',
         'edge_events_outcome_total{outcome="filtered",reason="drop_clicks.matched"}',
         'edge_component_errors_total{component="drop_clicks",kind="filter"}',
     ):
         assert metrics[name] == 0
+
+
+async def test_event_that_was_dropped_is_accounted_for(launch: Any, example_event: Any, eventually: Any) -> None:
+    gateway = await launch()
+    assert (await gateway.post("/ingest", example_event)).code == 200
+    worker = gateway.gateway.worker("archive")
+    await eventually(lambda: worker.snapshot().cursor.delivered == 1)
+    worker._keeper.cursor = replace(worker._keeper.cursor, delivered=0, dropped=1)
+    assert await unaccounted(gateway) == 0
+    worker._keeper.cursor = replace(worker._keeper.cursor, delivered=1)
+    assert await unaccounted(gateway) == 1

@@ -131,3 +131,11 @@ def test_check_as_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_command_line_that_cannot_be_understood_is_exit_2(edge: Any) -> None:
     assert edge("chek").exit_code == 2
     assert edge("check", "--colour").exit_code == 2
+
+
+def test_check_prints_what_the_cap_of_the_spool_comes_to(edge: Any, config_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("edge.spool.capacity.DEFAULT_BYTES", 7 << 20)
+    result = edge("check", "--print", "-c", config_path())
+    assert yaml.safe_load(result.stdout)["spool"]["max_bytes"] == 7 << 20
+    result = edge("check", "--print", "-c", config_path(spool={"max_bytes": 9 << 20}))
+    assert yaml.safe_load(result.stdout)["spool"]["max_bytes"] == 9 << 20

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from edge.cli.dead_letters import GO_ON
+from edge.delivery import replay as moves
 from edge.delivery.dead_letters import DeadLetterReason, DeadLetterStore, Letter
 from edge.gateway import SHARD
 from edge.spool import inspect
+from edge.spool.errors import SpoolFullError
 from edge.spool.format import REPLAY
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -131,6 +134,43 @@ def test_replay_without_a_gateway_puts_events_into_the_spool(edge: Any, site: Pa
     frames = list(inspect.dump(tmp_path / "spool" / SHARD))
     assert [frame.kind for frame in frames] == [REPLAY, REPLAY]
     assert b'"archive-0"' in frames[0].payload
+
+
+async def test_replay_without_a_gateway_reaches_a_sink_that_has_no_cursor_yet(
+    launch: Any, letters: Path, eventually: Any, tmp_path: Path, config_path: Any
+) -> None:
+    """Such a sink begins at the end of the spool when it starts: behind what was replayed for it meanwhile."""
+    command = [sys.executable, "-m", "edge.cli", "dead-letters", "replay", "-c", config_path(), "--sink", "archive"]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"archive: 3 replayed\n")
+    await launch()
+
+    def delivered() -> bool:
+        text = b"".join(path.read_bytes() for path in (tmp_path / "events").rglob("*.ndjson*"))
+        return all(b"archive-%d" % number in text for number in range(3))
+
+    await eventually(delivered)
+
+
+def test_replay_that_is_refused_says_how_far_it_came(edge: Any, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = moves.replay, []
+
+    async def full(store: Any, log: Any, sink: str, *args: Any, **options: Any) -> Any:
+        calls.append(sink)
+        if len(calls) > 1:
+            raise SpoolFullError("there is no room on the disk")
+        return await real(store, log, sink, *args, **options)
+
+    monkeypatch.setattr(moves, "replay", full)
+    result = edge("dead-letters", "replay", "-c", site)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "edge: there is no room on the disk",
+        f"At least 3 of 5 dead letters were replayed. {GO_ON['replay']}",
+    ]
+    monkeypatch.undo()
+    assert edge("dead-letters", "replay", "-c", site).stdout == "crm: 2 replayed\n"
+    assert edge("dead-letters", "replay", "-c", site).exit_code == 1
 
 
 def test_drop_without_a_gateway_takes_them_away(edge: Any, site: Path, tmp_path: Path) -> None:

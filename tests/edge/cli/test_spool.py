@@ -7,8 +7,8 @@ import pytest
 
 from edge.event import pack
 from edge.gateway import SHARD
-from edge.spool.cursor import Cursor, CursorFile
-from edge.spool.log import Log
+from edge.spool.cursor import Cursor, CursorFile, cursor_names
+from edge.spool.log import Log, locked
 
 
 def store(path: Path, frames: list[list[bytes]]) -> None:
@@ -33,22 +33,30 @@ def site(config_path: Any, tmp_path: Path) -> Path:
     return path
 
 
+def save(tmp_path: Path, sink: str, cursor: Cursor) -> None:
+    cursor_file = CursorFile(tmp_path / "spool" / SHARD, sink)
+    cursor_file.save(cursor)
+    cursor_file.close()
+
+
 def pairs(stdout: str) -> dict[str, str]:
     return dict(line.split("\t") for line in stdout.splitlines() if line.count("\t") == 1)
 
 
 def test_stats_shows_size_and_how_far_each_sink_is(edge: Any, site: Path, tmp_path: Path) -> None:
-    cursor_file = CursorFile(tmp_path / "spool" / SHARD, "archive")
-    cursor_file.save(Cursor(position=3, delivered=2, skipped=1))
-    cursor_file.close()
+    save(tmp_path, "archive", Cursor(position=3, delivered=1, skipped=1, dropped=1))
+    save(tmp_path, "crm", Cursor(position=1, delivered=1))
     result = edge("spool", "stats", "-c", site)
     assert result.exit_code == 0, result.stderr
     assert pairs(result.stdout)["next event"] == "5"
     rows = [line.split("\t") for line in result.stdout.splitlines() if line.count("\t") > 1]
     assert rows == [
-        ["sink", "position", "pending", "delivered", "dead_lettered", "skipped", "lost"],
-        ["archive", "3", "2", "2", "0", "1", "0"],
+        ["sink", "position", "pending", "delivered", "dead_lettered", "skipped", "lost", "dropped", "note"],
+        ["archive", "3", "2", "1", "0", "1", "0", "1", ""],
+        ["crm", "1", "4", "1", "0", "0", "0", "0", "not configured"],
     ]
+    result = edge("spool", "stats", "--path", tmp_path / "spool" / SHARD)  # nobody knows which are configured
+    assert "not configured" not in result.stdout
 
 
 def test_verify_of_an_intact_spool_is_exit_0(edge: Any, site: Path) -> None:
@@ -119,3 +127,36 @@ def test_no_spool_is_a_clear_message(edge: Any, config_path: Any, tmp_path: Path
     assert result.stderr == f"edge: there is no spool at {tmp_path}/spool/{SHARD}: the gateway was never started here\n"
     assert not (tmp_path / "spool").exists()
     assert edge("spool", command, "--path", tmp_path / "nowhere").exit_code == 1
+
+
+def test_forget_removes_the_cursor_of_a_sink_that_is_not_configured(edge: Any, site: Path, tmp_path: Path) -> None:
+    save(tmp_path, "archive", Cursor(position=3, delivered=3))
+    save(tmp_path, "crm", Cursor(position=1, delivered=1))
+    result = edge("spool", "forget", "-c", site, "--sink", "archive")
+    assert (result.exit_code, "archive is configured" in result.stderr) == (1, True)
+    result = edge("spool", "forget", "-c", site, "--sink", "crn")
+    assert (result.exit_code, "not configured: crm" in result.stderr) == (1, True)
+    result = edge("spool", "forget", "-c", site, "--sink", "../archive")
+    assert result.exit_code == 1
+    result = edge("spool", "forget", "-c", site, "--sink", "crm")
+    assert (result.exit_code, result.stdout) == (0, "crm: forgotten\n")
+    assert cursor_names(tmp_path / "spool" / SHARD) == ["archive"]
+
+
+def test_forget_leaves_a_cursor_whose_number_nobody_else_holds(edge: Any, site: Path, tmp_path: Path) -> None:
+    save(tmp_path, "crm", Cursor(position=1000, delivered=1000))
+    result = edge("spool", "forget", "-c", site, "--sink", "crm")
+    assert (result.exit_code, "start the gateway once" in result.stderr) == (1, True)
+    assert cursor_names(tmp_path / "spool" / SHARD) == ["crm"]
+
+
+def test_forget_asks_the_gateway_that_has_the_spool(
+    edge: Any, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "crm", Cursor(position=1, delivered=1))
+    asked: list[Any] = []
+    monkeypatch.setattr("edge.cli.admin.post", lambda admin, path, body: asked.append((path, body)) or {})
+    with locked(tmp_path / "spool" / SHARD):
+        result = edge("spool", "forget", "-c", site, "--sink", "crm")
+    assert (result.exit_code, asked) == (0, [("/spool/forget", {"sink": "crm"})])
+    assert cursor_names(tmp_path / "spool" / SHARD) == ["crm"]  # it is not this process's to remove

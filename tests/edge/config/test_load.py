@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_design(load_text: Callable[..., GatewayConfig
     assert config.admin.listen == ("127.0.0.1:4001",)
     assert config.admin.token == ""
     assert (config.spool.path, config.spool.durability) == (Path("var/spool"), "disk")
-    assert (config.spool.segment_bytes, config.spool.max_bytes, config.spool.retain_secs) == (67108864, 10737418240, 0)
+    assert (config.spool.segment_bytes, config.spool.max_bytes, config.spool.retain_secs) == (67108864, None, 0)
     assert config.dead_letters == DeadLetters(Path("var/dead-letters"), 4194304, 1073741824)
     assert (config.schema.unknown_fields, config.schema.required) == ("reject", ())
     assert (config.log.level, config.log.format) == ("info", "auto")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.api import EventMetadata
-from edge.delivery.window import DEAD, DELIVERED, Passed, Window
+from edge.delivery.window import DEAD, DELIVERED, DROPPED, Passed, Window
 from edge.event import event_metadata
 
 METADATA: EventMetadata = event_metadata({})
@@ -100,3 +100,20 @@ def test_window_balances_whatever_order_events_settle_in(seed: int, n: int) -> N
     assert 100 + sum(totals) == end
     assert totals[0] + totals[1] == n
     assert totals[4] == sum(item.lost for item in passed)
+
+
+def test_drop_leaves_the_outcomes_that_are_there_and_what_lies_behind() -> None:
+    part = window(10, 20, [10, 12, 13, 15, 19], [Passed(12, skipped=1), Passed(15, foreign=1), Passed(19, lost=3)])
+    part.settle([1], DELIVERED)
+    part.drop(15)
+    assert list(part.outcomes) == [DROPPED, DELIVERED, DROPPED, 0, 0]
+    progress = part.advance()
+    assert progress is not None
+    assert (progress.position, progress.dropped, progress.delivered) == (15, 2, 1)
+    assert (progress.skipped, progress.foreign, progress.lost) == (1, 1, 0)
+    part.drop(15)
+    assert part.advance() is None
+    part.drop(100)
+    progress = part.advance()
+    assert progress is not None
+    assert (progress.position, progress.dropped, progress.lost) == (20, 2, 3)

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from edge.spool import Cursor, CursorFile, SpoolFailedError, SpoolFullError, cursor_names
-from edge.spool.cursor import load_cursor
+from edge.spool.cursor import SLOT_BYTES, load_cursor
 
 
 def cursor_at(position: int) -> Cursor:
-    return Cursor(position=position, base=1, delivered=position - 4, dead_lettered=1, skipped=1, lost=1)
+    return Cursor(position=position, base=1, delivered=position - 9, dead_lettered=1, skipped=1, lost=1, dropped=5)
 
 
 def test_cursor_survives_a_round_trip(tmp_path):
@@ -24,8 +27,8 @@ def test_cursor_is_none_before_the_first_save(tmp_path):
     file = CursorFile(tmp_path / "new", "archive")
     assert file.load() is None
     assert {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()} == {
-        "cursor-archive.a": 64,
-        "cursor-archive.b": 64,
+        "cursor-archive.a": SLOT_BYTES,
+        "cursor-archive.b": SLOT_BYTES,
     }
 
 
@@ -48,12 +51,12 @@ def test_load_falls_back_to_the_other_slot_whatever_bit_flips(tmp_path):
     file.save(cursor_at(20))
     newest = next(path for path in tmp_path.iterdir() if path.read_bytes()[8] == 2)
     good = newest.read_bytes()
-    for bit in range(64 * 8):
+    for bit in range(SLOT_BYTES * 8):
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         newest.write_bytes(flipped)
         assert load_cursor(tmp_path, "archive") == cursor_at(10)
-    for length in range(64):
+    for length in range(SLOT_BYTES):
         newest.write_bytes(good[:length])
         assert load_cursor(tmp_path, "archive") == cursor_at(10)
 
@@ -64,7 +67,7 @@ def test_save_spares_the_good_slot_after_the_newest_was_torn(tmp_path):
     file.save(cursor_at(20))
     newest = next(path for path in tmp_path.iterdir() if path.read_bytes()[8] == 2)
     good = next(path for path in tmp_path.iterdir() if path != newest)
-    newest.write_bytes(b"\0" * 64)
+    newest.write_bytes(bytes(SLOT_BYTES))
     before = good.read_bytes()
     file = CursorFile(tmp_path, "archive")
     file.save(cursor_at(30))
@@ -75,7 +78,7 @@ def test_save_spares_the_good_slot_after_the_newest_was_torn(tmp_path):
 def test_failed_save_keeps_the_cursor_before_and_the_descriptor_is_not_used_again(tmp_path, files):
     file = CursorFile(tmp_path, "archive", files=files)
     file.save(cursor_at(10))
-    good = next(path for path in tmp_path.iterdir() if path.read_bytes() != bytes(64))
+    good = next(path for path in tmp_path.iterdir() if path.read_bytes() != bytes(SLOT_BYTES))
     before = good.read_bytes()
     files.calls.clear()
     files.fail_once("fdatasync", errno.EIO)
@@ -127,3 +130,54 @@ def test_cursor_never_follows_links_or_waits_for_a_fifo(tmp_path):
         with pytest.raises(SpoolFailedError):
             CursorFile(directory, name)
     assert outside.read_bytes() == b"precious"
+
+
+def write_version_1(directory: Path, cursors: dict[str, tuple[int, Cursor]]) -> None:
+    """Write slots as the first version did: suffix -> generation and cursor."""
+    directory.mkdir(exist_ok=True)
+    for suffix, (generation, cursor) in cursors.items():
+        counts = (cursor.delivered, cursor.dead_lettered, cursor.skipped, cursor.lost)
+        body = struct.pack("<7Q", generation, cursor.position, cursor.base, *counts)
+        (directory / f"cursor-archive.{suffix}").write_bytes(b"EVC\x01" + struct.pack("<I", crc32(body)) + body)
+
+
+OLD, OLDER = Cursor(20, 0, 10, 5, 4, 1), Cursor(10, 0, 10)
+
+
+def test_slots_of_version_1_are_read_as_they_are(tmp_path):
+    write_version_1(tmp_path, {"a": (8, OLD), "b": (7, OLDER)})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert load_cursor(tmp_path, "archive") == OLD
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    newest = tmp_path / "cursor-archive.a"
+    for bit in range(64 * 8):
+        flipped = bytearray(before[newest])
+        flipped[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(flipped)
+        assert load_cursor(tmp_path, "archive") == OLDER
+
+
+def test_save_upgrades_the_slots_of_version_1_one_by_one(tmp_path):
+    write_version_1(tmp_path, {"a": (8, OLD), "b": (7, OLDER)})
+    newest = (tmp_path / "cursor-archive.a").read_bytes()
+    file = CursorFile(tmp_path, "archive")
+    assert not file.is_damaged
+    assert file.load() == OLD
+    file.save(cursor_at(30))
+    assert (tmp_path / "cursor-archive.a").read_bytes()[:64] == newest
+    assert load_cursor(tmp_path, "archive") == cursor_at(30)
+    (tmp_path / "cursor-archive.b").write_bytes(bytes(SLOT_BYTES))  # torn: the old slot is still the best there is
+    assert load_cursor(tmp_path, "archive") == OLD
+    file = CursorFile(tmp_path, "archive")
+    for position in (40, 50):
+        file.save(cursor_at(position))
+        assert load_cursor(tmp_path, "archive") == cursor_at(position)
+    assert {path.read_bytes()[:4] for path in tmp_path.iterdir()} == {b"EVC\x02"}
+
+
+def test_slot_of_a_newer_version_is_no_cursor_of_ours(tmp_path):
+    file = CursorFile(tmp_path, "archive")
+    file.save(cursor_at(10))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"EVC\x02", b"EVC\x03"))
+    assert load_cursor(tmp_path, "archive") is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edge.spool import EVENTS, MARK, REPLAY, Frame, SpoolFormatError
 from edge.spool.format import (
+    FRAME_EVENTS,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     SEGMENT_HEADER_BYTES,
@@ -137,7 +138,7 @@ def test_scan_finds_the_frames_behind_garbage(before, garbage, after):
 @given(st.binary(max_size=3000), st.sampled_from([64, 1 << 16]))
 def test_scan_takes_any_bytes(data, chunk_bytes):
     assert frames_of(data, 1, chunk_bytes) == []
-    assert find_tail(read_from(data), key_of(1), 0, len(data)).end_seq is None
+    assert find_tail(read_from(data), key_of(1), 0, len(data), 0).end_seq is None
 
 
 def test_scan_says_nothing_of_room_never_written():
@@ -161,7 +162,7 @@ def test_scan_steps_over_frames_below_a_position():
 def test_find_tail_agrees_with_a_scan(items, garbage, zeros):
     data, frames = build(3, items)
     torn = data + garbage + bytes(zeros)
-    tail = find_tail(read_from(torn), key_of(3), 0, len(torn))
+    tail = find_tail(read_from(torn), key_of(3), 0, len(torn), 0)
     assert tail.end == len(data)
     assert tail.end_seq == (frames[-1].end if frames else None)
     assert tail.data_end == len(data) + len(garbage.rstrip(b"\0"))
@@ -169,11 +170,60 @@ def test_find_tail_agrees_with_a_scan(items, garbage, zeros):
 
 def test_find_tail_finds_a_frame_larger_than_its_window():
     data, frames = build(3, [(EVENTS, 1, b"small"), (EVENTS, 4, b"\xff" * 900_000)])
-    tail = find_tail(read_from(data + bytes(300_000)), key_of(3), 0, len(data) + 300_000)
+    tail = find_tail(read_from(data + bytes(300_000)), key_of(3), 0, len(data) + 300_000, 0)
     assert (tail.end, tail.end_seq) == (len(data), frames[-1].end)
 
 
 def test_find_tail_tells_what_a_damaged_last_frame_claims():
     data, _ = build(3, [(EVENTS, 2, b"one"), (EVENTS, 5, b"two")])
-    tail = find_tail(read_from(data[:-1] + b"\0"), key_of(3), 0, len(data))
+    tail = find_tail(read_from(data[:-1] + b"\0"), key_of(3), 0, len(data), 0)
     assert (tail.end_seq, tail.claimed_seq) == (2, 7)
+
+
+@given(FRAMES.filter(bool), st.integers(0, 2**62 - 2**24), st.data())
+def test_pattern_matches_every_header_of_ours(items, first_seq, data):
+    kind = data.draw(st.sampled_from([EVENTS, REPLAY, MARK]))
+    last = (kind, data.draw(st.sampled_from([1, FRAME_EVENTS])), b"x" * data.draw(st.integers(0, 300)))
+    content, frames = build(7, [*items, last], min(first_seq, 2**62 - 2**26))
+    found = [match.start() for match in key_of(7).pattern(len(content)).finditer(content)]
+    assert found == [frame.offset for frame in frames]
+
+
+def test_pattern_matches_a_header_behind_one_that_hides_it():
+    key = key_of(7)
+    header = frame_header(key, EVENTS, 5, 1, b"")
+    for n_bytes, places in ((4, [4]), (8, [8]), (16, [0, 16]), (24, [0, 24])):
+        assert [match.start() for match in key.pattern(1 << 20).finditer(header[:n_bytes] + header)] == places
+
+
+class Patience:
+    """A clock that moves one second with each look, from some look on."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.looks -= 1
+        if self.looks < 0:
+            self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("looks", range(9))
+def test_find_tail_that_runs_out_of_patience_cuts_nothing_and_gives_no_number_twice(monkeypatch, looks):
+    frames = [(EVENTS, 3, b"a" * 600_000), *[(EVENTS, 2, b"b" * 40)] * 4]
+    data, stored = build(3, frames, 1000)
+    damaged = bytearray(data)
+    for frame in stored[1:]:
+        damaged[frame.offset + FRAME_HEADER_BYTES] ^= 1
+    monkeypatch.setattr("edge.spool.scan.time", Patience(looks))
+    end = len(damaged) + 5000
+    tail = find_tail(read_from(bytes(damaged) + bytes(5000)), key_of(3), 0, end, 1000, patience_secs=1.5)
+    if tail.is_certain:
+        assert (tail.end, tail.end_seq) == (len(data) - 4 * (FRAME_HEADER_BYTES + 40), 1003)
+    else:
+        assert tail.end == tail.data_end == len(data)
+        assert tail.end_seq is not None
+        assert tail.end_seq >= stored[-1].end
+    assert tail.is_certain == (looks > 7)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from edge.spool import (
     SpoolBackpressureError,
     SpoolClosedError,
     SpoolFailedError,
+    SpoolFullError,
     SpoolLockedError,
 )
 
@@ -48,7 +51,18 @@ async def test_append_refuses_a_frame_without_events(logs):
         logs.open().append(b"", 0)
 
 
-async def test_appends_that_wait_share_one_fdatasync(logs, files, gate, observer):
+async def test_append_refuses_what_recovery_would_take_for_garbage(logs, read_all):
+    log = logs.open()
+    with pytest.raises(ValueError, match="at most"):
+        log.append(b"", 1 << 24)
+    with pytest.raises(ValueError, match="no kind"):
+        log.append(b"", 1, 4)
+    assert await log.append(b"", (1 << 24) - 1) == 0
+    await log.close()
+    assert [frame.n_events for frame in read_all(logs.open())[0]] == [(1 << 24) - 1]
+
+
+async def test_appends_that_wait_share_one_fdatasync(logs, files, gate, observer, eventually):
     log = logs.open(files=files, observer=observer)
     files.before["fdatasync"] = gate
     files.calls.clear()
@@ -59,7 +73,7 @@ async def test_appends_that_wait_share_one_fdatasync(logs, files, gate, observer
     assert await first == 0
     assert await asyncio.gather(*others) == list(range(1, 501))
     assert files.count("fdatasync") == 2
-    assert observer.commits == [1, 500]
+    await eventually(lambda: observer.commits == [1, 500])  # told after those who wait
 
 
 async def test_commit_of_more_buffers_than_one_call_takes_is_whole(logs, files, read_all):
@@ -211,6 +225,17 @@ async def test_log_goes_on_after_it_was_closed(logs, read_all):
     assert [frame.payload for frame in read_all(log)[0]] == [b"0", b"1", b"2"]
 
 
+def test_names_of_new_directories_are_durable_once_the_log_is_open(logs, files, spool_path, monkeypatch):
+    made: list[Path] = []
+    synced: list[Path] = []
+    files.before["mkdir"] = made.append
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (fsync(fd), synced.append(Path(f"/proc/self/fd/{fd}").readlink())))
+    logs.open(files=files)
+    assert made == [spool_path.parent, spool_path]
+    assert {path.parent for path in made} <= set(synced)
+
+
 async def test_open_refuses_a_directory_that_is_in_use(logs, spool_path):
     log = logs.open()
     with pytest.raises(SpoolLockedError):
@@ -311,16 +336,97 @@ async def test_release_keeps_what_is_not_old_enough(logs, segment_paths):
     assert log.release(4) > 0
 
 
-async def test_release_takes_the_age_of_old_segments_from_their_files(logs, segment_paths):
-    log = logs.open(segment_bytes=4096)
+class Wall:
+    """The module `time` with a wall clock that somebody set, and a monotonic clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.jumped_secs = 0.0
+        self.passed_secs = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.jumped_secs
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed_secs
+
+
+@pytest.mark.parametrize("jump_secs", [-86_400, 86_400])
+async def test_retention_minds_no_clock_that_jumps_and_begins_anew_at_a_restart(
+    logs, segment_paths, monkeypatch, jump_secs
+):
+    clock = Wall()
+    for module in ("release", "active", "recovery"):
+        monkeypatch.setattr(f"edge.spool.{module}.time", clock)
+    log = logs.open(segment_bytes=4096, retain_secs=3600)
     for _ in range(4):
         await log.append(bytes(2500))
+    clock.jumped_secs = jump_secs
+    assert log.release(4) == 0
     await log.close()
-    oldest = segment_paths()[0]
-    long_ago = oldest.stat().st_mtime - 7200
-    os.utime(oldest, (long_ago, long_ago))
+    for path in segment_paths():  # a backup, a copy, or a clock that was wrong: their times say nothing
+        at = path.stat().st_mtime + jump_secs
+        os.utime(path, (at, at))
     log = logs.open(segment_bytes=4096, retain_secs=3600)
+    assert log.release(4) == 0
+    clock.passed_secs += 3590
+    assert log.release(4) == 0
+    clock.passed_secs += 20
+    assert log.release(4) > 0
+    assert log.first_seq == 4
+
+
+async def test_segments_that_are_only_kept_give_way_to_the_cap_oldest_first(logs, segment_paths):
+    log = logs.open(segment_bytes=4096, max_bytes=5 * 4096, retain_secs=3600)
+    for _ in range(4):
+        await log.append(bytes(2500))
     log.release(4)
+    assert log.first_seq == 0
+    for number in range(4, 30):
+        assert await log.append(bytes(2500)) == number
+        log.release(number + 1)
+        assert log.stats().bytes <= 5 * 4096
+        assert log.first_seq > number - 6  # and no more than need be
+    assert log.shortage is None
+    assert log.stats().segments >= 4
+
+
+async def test_segments_that_are_only_kept_give_way_to_a_full_disk(logs, files, expect_log):
+    expect_log += ["refuses events"]
+    log = logs.open(files=files, segment_bytes=4096, retain_secs=3600)
+    for _ in range(6):
+        await log.append(bytes(2500))
+    log.release(3)
+    disk = 6 * 4096
+
+    def allocate(*args: object) -> None:
+        if sum(path.stat().st_size for path in logs.path.glob("seg-*")) + 4096 > disk:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.before["fallocate"] = allocate
+    for _ in range(2):
+        await log.append(bytes(2500))
+    assert log.first_seq in (1, 2, 3)
+    outcomes = await asyncio.gather(*(log.append(bytes(2500)) for _ in range(8)), return_exceptions=True)
+    assert isinstance(outcomes[-1], SpoolFullError)
+    assert log.first_seq == 3  # from there on they are needed
+
+
+async def test_full_log_says_so_before_the_room_is_needed(logs, eventually, expect_log):
+    log = logs.open(segment_bytes=4096, max_bytes=3 * 4096)
+    bells: list[int] = []
+    log.watch_shortage(lambda: bells.append(log.durable_seq))
+    for _ in range(3):
+        await log.append(bytes(2500))
+    await eventually(lambda: bells)
+    assert log.stats().writable
+    shortage = log.shortage
+    assert shortage is not None
+    assert shortage.is_cap
+    excess = log.make_room(0, shortage)
+    assert log.end_of_oldest(excess) == 1
+    assert log.end_of_oldest(1 << 20) is None
+    assert log.make_room(1, shortage) == 0
+    await eventually(lambda: log.shortage is None)
     assert log.first_seq == 1
 
 

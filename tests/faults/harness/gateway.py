@@ -18,13 +18,14 @@ import yaml
 
 from harness import patching
 
-FDATASYNC, PWRITEV = 75, 296
-"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them."""
+FDATASYNC, PWRITEV, PWRITEV2 = 75, 296, 328
+"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them. Python's `pwritev` is either."""
 
 
 class Gateway:
     """One gateway process. `wrap` is put before the command (strace, faketime, prlimit); `patch` names changes that are
-    made at run time in the started process alone (see `harness.patching`)."""
+    made at run time in the started process alone (see `harness.patching`); `plugins` are directories of plugins (see
+    `harness.plugin`)."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Gateway:
         *,
         wrap: Sequence[str] = (),
         patch: Sequence[str] = (),
+        plugins: Sequence[Path] = (),
         env: dict[str, str] | None = None,
         start_secs: float = 20.0,
     ) -> None:
@@ -40,6 +42,10 @@ class Gateway:
         self.log_path = config.with_name(f"gateway-{time.monotonic_ns()}.log")
         command = [*wrap, sys.executable, "-m", "edge.cli", "run", "-c", str(config)]
         environ = {**os.environ, "NO_COLOR": "1", **patching.environ(patch), **(env or {})}
+        if plugins:
+            environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, (*map(str, plugins), str(Path(__file__).parent.parent), environ.get("PYTHONPATH", "")))
+            )
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -101,7 +107,7 @@ class Gateway:
         tasks = [task / "syscall" for task in Path(f"/proc/{self.pid}/task").iterdir()]
         in_commit = False
         while not in_commit and time.monotonic() < deadline:
-            in_commit = any(_number(task) in (FDATASYNC, PWRITEV) for task in tasks)
+            in_commit = any(_number(task) in (FDATASYNC, PWRITEV, PWRITEV2) for task in tasks)
         return self.kill(), in_commit
 
     def stop(self, secs: float = 20.0, number: int = signal.SIGTERM) -> tuple[int, float]:
@@ -110,6 +116,16 @@ class Gateway:
         os.kill(self.pid, number)
         code = self.process.wait(secs)
         return code, time.monotonic() - started
+
+    def reload(self, secs: float = 10.0) -> None:
+        """Have it read its configuration again and wait until that is done."""
+        done = "the configuration was reloaded"
+        before = sum(line["event"] == done for line in self.log_lines())
+        os.kill(self.pid, signal.SIGHUP)
+        deadline = time.monotonic() + secs
+        while sum(line["event"] == done for line in self.log_lines()) == before:
+            assert time.monotonic() < deadline, f"no reload: {self.log_path.read_text()[-2000:]}"
+            time.sleep(0.02)
 
     def request(
         self,
@@ -155,6 +171,11 @@ class Gateway:
         """Return how many events a sink has before it."""
         return int(self.metrics()[f'edge_sink_pending_events{{sink="{sink}"}}'])
 
+    def attempts(self, sink: str, *results: str) -> int:
+        """Return how many attempts of a sink ended in these ways: ``ok``, ``retryable``, ``permanent``, ``timeout``."""
+        samples = self.metrics()
+        return sum(int(samples.get(f'edge_sink_attempts_total{{result="{of}",sink="{sink}"}}', 0)) for of in results)
+
     def unaccounted(self) -> int:
         """Return what the books lack; a moment without events in flight is best."""
         return int(self.metrics()["edge_events_unaccounted"])
@@ -165,6 +186,13 @@ class Gateway:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("the process has no memory")
+
+    def peak_rss_bytes(self, *, anew: bool = False) -> int:
+        """Return the most resident memory it had, since its start or since this was last asked `anew`."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        if anew:
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM:"))
 
     def n_descriptors(self) -> int:
         """Return how many descriptors it has open."""

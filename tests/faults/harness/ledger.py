@@ -16,6 +16,10 @@ from typing import NamedTuple
 
 import orjson
 
+_BLOCK_BYTES = 1 << 18
+_OUT_OF_ORDER_SECS = 0.5
+"""By how much at most a line is older than one before it: a writer takes the time before it writes."""
+
 
 class Entry(NamedTuple):
     """One line of a ledger."""
@@ -37,13 +41,35 @@ class Ledger:
         os.write(self._fd, "".join(f"{event_id} {digest} {now:.6f}\n" for event_id, digest in entries).encode())
 
 
-def read(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a ledger; a line that is being written is left out."""
+def read(path: Path, start: int = 0) -> Iterator[Entry]:
+    """Yield the entries of a ledger, from a byte of it on; a line that is being written is left out."""
     if not path.exists():
         return
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    for line in lines:
         event_id, digest, at = line.decode().split(" ")
         yield Entry(event_id, digest, float(at))
+
+
+def recent(path: Path, since: float) -> Iterator[Entry]:
+    """Yield the entries that were written from a moment on; reads the end of the file alone."""
+    if not path.exists():
+        return
+    lines: list[bytes] = []
+    with path.open("rb") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        while start:
+            start = max(start - _BLOCK_BYTES, 0)
+            file.seek(start)
+            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
+            if lines and float(lines[0].split(b" ")[2]) < since - _OUT_OF_ORDER_SECS:
+                break
+    for line in lines:
+        event_id, digest, at = line.decode().split(" ")
+        if float(at) >= since:
+            yield Entry(event_id, digest, float(at))
 
 
 def digest_of(event: object) -> str:

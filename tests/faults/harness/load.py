@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -37,7 +39,9 @@ class Load:
     """A running load generator.
 
     `senders` connections; `rate` requests a second all together, 0 for as many as get an answer; sizes of requests are
-    mixed between one small event and `most_bytes`; ids begin with `prefix`.
+    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller.
+    With `open_loop` a request is due at its time whatever became of those before it, and how late its answer is counts
+    from then (`latencies`).
     """
 
     def __init__(
@@ -49,18 +53,22 @@ class Load:
         senders: int = 8,
         rate: float = 0.0,
         most_bytes: int = 65_536,
+        least_bytes: int = 0,
         prefix: str = "e",
         repeat: bool = False,
         requests: int = 0,
         copies: int = 1,
+        open_loop: bool = False,
     ) -> None:
         self.sent = folder / f"{prefix}-sent.log"
         self.acknowledged = folder / f"{prefix}-acked.log"
         self.answers = folder / f"{prefix}-answers.json"
+        self.times = folder / f"{prefix}-times.log"
         orders = {
             "sent": str(self.sent), "acknowledged": str(self.acknowledged), "answers": str(self.answers), "port": port,
             "key": key, "senders": senders, "rate": rate, "most_bytes": most_bytes, "prefix": prefix, "repeat": repeat,
-            "requests": requests, "copies": copies,
+            "requests": requests, "copies": copies, "least_bytes": least_bytes,
+            "times": str(self.times) if open_loop else "",
         }  # fmt: skip
         command = [sys.executable, "-m", "harness.load", json.dumps(orders)]
         self._process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
@@ -79,14 +87,36 @@ class Load:
         """Return what was acknowledged so far."""
         return list(ledger.read(self.acknowledged))
 
+    def n_acked(self) -> int:
+        """Return how many events were acknowledged so far, without looking at each of them."""
+        return self.acknowledged.read_bytes().count(b"\n") if self.acknowledged.exists() else 0
+
     def acked_between(self, start: float, end: float) -> int:
         """Return how many events were acknowledged in a stretch of monotonic time."""
-        return sum(start <= entry.at < end for entry in ledger.read(self.acknowledged))
+        return sum(entry.at < end for entry in ledger.recent(self.acknowledged, start))
 
-    def in_flight(self, at: float) -> int:
-        """Return how many events had been sent at a moment and were never acknowledged, the last second's only."""
-        done = {entry.event_id for entry in ledger.read(self.acknowledged)}
-        return sum(at - 1.0 <= entry.at <= at and entry.event_id not in done for entry in ledger.read(self.sent))
+    def wait_for_acked(self, since: float, n_events: int, secs: float = 10.0) -> None:
+        """Wait until so many events were acknowledged from a moment on."""
+        deadline = time.monotonic() + secs
+        while sum(1 for _ in ledger.recent(self.acknowledged, since)) < n_events:
+            assert time.monotonic() < deadline, f"not {n_events} events acknowledged within {secs:g} s"
+            time.sleep(0.01)
+
+    def in_flight(self, at: float, secs: float = 1.0) -> int:
+        """Return how many events had been sent in the `secs` before a moment and were never acknowledged."""
+        done = {entry.event_id for entry in ledger.recent(self.acknowledged, at - secs)}
+        return sum(entry.at <= at and entry.event_id not in done for entry in ledger.recent(self.sent, at - secs))
+
+    def latencies(self, start: float, end: float) -> list[float]:
+        """Return how long the requests that were due in a stretch of monotonic time took, in seconds; all of them were
+        taken. Only with `open_loop`."""
+        taken = []
+        for line in self.times.read_text().split("\n")[:-1]:
+            due, secs, status = line.split(" ")
+            if start <= float(due) < end:
+                assert status == "200", f"a request was answered {status}"
+                taken.append(float(secs))
+        return taken
 
     def stop(self, secs: float = 15.0) -> dict[str, Any]:
         """Let every connection finish its request, end, and return the statistics of the answers."""
@@ -113,13 +143,15 @@ class _Sender(threading.Thread):
         dice = random.Random(f"{self.orders['prefix']}{self.number}")
         count = 0
         while not self.state.ending.is_set():
-            if not self.state.may_send():
+            due = self.state.may_send()
+            if due is None:
                 return
             events = self._events(dice, count)
             count += len(events)
             lines = [(event["event_id"], ledger.digest_of(event)) for event in events]
             self.state.sent.write(lines)
-            self._post_until_answered(events, lines, dice)
+            status = self._post_until_answered(events, lines, dice)
+            self.state.note_time(due, status)
         if self.socket is not None:
             self.socket.close()
 
@@ -130,14 +162,14 @@ class _Sender(threading.Thread):
             {
                 **EVENT,
                 "event_id": f"{self.orders['prefix']}-{self.number}-{count + at}",
-                "extras": {"pad": _pad(dice, most)},
+                "extras": {"pad": _pad(dice, most, self.orders["least_bytes"])},
             }
             for at in range(n_events)
         ]
 
     def _post_until_answered(
         self, events: list[dict[str, Any]], lines: list[tuple[str, str]], dice: random.Random
-    ) -> None:
+    ) -> int:
         body = orjson.dumps(events)
         while True:
             copies = self.orders["copies"]
@@ -147,7 +179,7 @@ class _Sender(threading.Thread):
             if status == 503:
                 self.state.ending.wait(PAUSE_SECS * 5)
             if status == 200 or not self.orders["repeat"] or (self.state.ending.is_set() and self.state.hurry):
-                return
+                return status
 
     def _post(self, body: bytes, lines: list[tuple[str, str]]) -> int:
         """Post once; return the status, 0 when there was no answer."""
@@ -183,9 +215,9 @@ class _Sender(threading.Thread):
         time.sleep(PAUSE_SECS)
 
 
-def _pad(dice: random.Random, most: int) -> str:
+def _pad(dice: random.Random, most: int, least: int) -> str:
     """Return text of a random size: mostly small, now and then as large as allowed."""
-    size = min(int(dice.paretovariate(0.7)) * 20, most)
+    size = max(min(int(dice.paretovariate(0.7)) * 20, most), least)
     return f"{dice.getrandbits(32):08x}" * (size // 8)
 
 
@@ -200,6 +232,12 @@ def _answer(sock: socket.socket) -> tuple[int, bytes, bool]:
     while len(body) < length:
         body += _some(sock)
     return int(head.split(b" ")[1]), body, b"connection: close" in headers
+
+
+def code_of(answer: bytes) -> str | None:
+    """Return the code of the first detail of an answer; None when it has none."""
+    found = re.search(rb'"code":"([^"]+)"', answer)
+    return found[1].decode() if found else None
 
 
 def _some(sock: socket.socket) -> bytes:
@@ -219,24 +257,33 @@ class _State:
         self.hurry = True
         self._lock = threading.Lock()
         self._statuses: Counter[str] = Counter()
+        self._codes: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._samples: dict[str, str] = {}
         self._slowest: dict[str, float] = {}
         self._left = orders["requests"] or 1 << 60
         self._interval = 1.0 / orders["rate"] if orders["rate"] else 0.0
         self._next_at = time.monotonic()
+        path, flags = orders["times"], os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._times = os.open(path, flags, 0o600) if path else None
 
-    def may_send(self) -> bool:
-        """Wait for the turn of the next request; False when there is none."""
+    def may_send(self) -> float | None:
+        """Wait for the turn of the next request and return when it is due; None when there is none."""
         with self._lock:
             if not self._left:
-                return False
+                return None
             self._left -= 1
             self._next_at += self._interval
             wait = self._next_at - time.monotonic() if self._interval else 0.0
-            if wait < -1.0:  # no catching up: a row that measures how late answers are brings its own load
+            if wait < -1.0 and self._times is None:  # no catching up where nobody asks how late answers are
                 self._next_at = time.monotonic()
-        return not (wait > 0 and self.ending.wait(wait))
+            due = self._next_at
+        return None if wait > 0 and self.ending.wait(wait) else due
+
+    def note_time(self, due: float, status: int) -> None:
+        """Write down how long after its time a request was answered."""
+        if self._times is not None:
+            os.write(self._times, f"{due:.6f} {time.monotonic() - due:.6f} {status}\n".encode())
 
     def note(self, status: str, secs: float, sample: bytes) -> None:
         with self._lock:
@@ -246,12 +293,16 @@ class _State:
                 self._latencies.append(secs)
             elif status not in self._samples:
                 self._samples[status] = sample[:300].decode(errors="replace")
+            if (code := code_of(sample)) is not None:
+                self._codes[code] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Return how many answers there were of each kind, the latency of successes in seconds, samples of the rest."""
+        """Return how many answers there were of each status and code, the latency of successes in seconds, samples of
+        the rest."""
         ordered = sorted(self._latencies) or [0.0]
         quantiles = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 90, 99)}
-        return {"statuses": self._statuses, "samples": self._samples, "slowest": self._slowest, **quantiles}
+        counts = {"statuses": self._statuses, "codes": self._codes}
+        return {**counts, "samples": self._samples, "slowest": self._slowest, **quantiles}
 
 
 def main() -> None:

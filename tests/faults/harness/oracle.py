@@ -88,12 +88,27 @@ def entries_in_dead_letters(directory: Path, sink: str) -> list[ledger.Entry]:
     return entries
 
 
-def wait_for(condition: Callable[[], object], secs: float, what: str) -> float:
-    """Wait until a condition holds, looking every 20 ms; returns the seconds it took, fails after `secs`."""
+def lags(acknowledged: Iterable[ledger.Entry], delivered: Iterable[ledger.Entry]) -> list[tuple[float, float]]:
+    """Return for each event when it was acknowledged and how many seconds later it was first delivered."""
+    first: dict[str, float] = {}
+    for entry in delivered:
+        first.setdefault(entry.event_id, entry.at)
+    return [(entry.at, first[entry.event_id] - entry.at) for entry in acknowledged if entry.event_id in first]
+
+
+def p99(values: Iterable[float]) -> float:
+    """Return the value that 99 of 100 do not exceed; fails without at least 100 of them."""
+    ordered = sorted(values)
+    assert len(ordered) >= 100, f"{len(ordered)} values have no 99th percentile"
+    return ordered[len(ordered) * 99 // 100]
+
+
+def wait_for(condition: Callable[[], object], secs: float, what: str, *, every_secs: float = 0.02) -> float:
+    """Wait until a condition holds, looking now and then; returns the seconds it took, fails after `secs`."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < secs, f"not within {secs:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_secs)
     return time.monotonic() - started
 
 

@@ -1,0 +1,142 @@
+"""`edge spool repair`: take damaged bytes out of the way at once, and say what is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from edge.api import EdgeError
+from edge.cli import output
+from edge.cli.common import NEGATIVE, OK, fail, interruptible, load_config, load_registry, refuse_root
+from edge.cli.spool import place_options
+
+if TYPE_CHECKING:
+    from edge.config.model import GatewayConfig
+    from edge.spool.repair import RepairReport
+
+Advance = Callable[["RepairReport"], None]
+
+WOULD: Final = {
+    "moved to quarantine": "would be moved to quarantine",
+    "written anew": "would be written anew",
+    "removed": "would be removed",
+}
+"""What a plan calls what a repair has done."""
+
+
+@click.command("repair")
+@place_options
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
+    """Do at once what starts and readers of the spool would do one by one.
+
+    Damaged bytes are moved to quarantine and their segments rewritten without them, files that are no segments are
+    moved there too, a torn end is cut, leftovers are removed. Intact frames stay, always. Works on a running gateway
+    (all but the segment that is being written) and on a stopped one. Exit 1 when events are missing, since those stay
+    gone unless their senders send them again, and when something could not be mended. Can be run again at any time.
+    """
+    from edge.spool.errors import SpoolLockedError
+    from edge.spool.repair import RepairReport, plan
+    from edge.spool.repair import repair as repair_directory
+
+    config, path = _place(config_path, log_path)
+    if dry_run:
+        _print(path, plan(path), dry_run=True)
+    refuse_root(path)
+    report = RepairReport()
+    try:
+        with interruptible(), output.progress("repair") as advance:
+
+            def hear(page: RepairReport) -> None:
+                nonlocal report
+                report = page
+                advance(page.position, page.end)
+
+            try:
+                report = repair_directory(path, hear)
+            except SpoolLockedError as error:
+                if config is None:
+                    fail(
+                        f"{error}: stop it first; for the spool of a running gateway leave --path away, and it is asked"
+                    )
+                _ask(config, hear)
+    except (EdgeError, KeyboardInterrupt) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        fail(f"{reason}\nWhat was repaired before stays so: run the same command again to go on.")
+    _print(path, report, dry_run=False)
+
+
+def _place(config_path: Path, log_path: Path | None) -> tuple[GatewayConfig | None, Path]:
+    """Return the configuration, unless a directory is named in its place, and the directory."""
+    if log_path is not None:
+        return None, log_path
+    config = load_config(config_path, load_registry())
+    from edge.gateway import SHARD
+
+    path = config.spool.path / SHARD
+    if not path.is_dir():
+        fail(f"there is no spool at {path}: the gateway was never started here")
+    return config, path
+
+
+def _ask(config: GatewayConfig, hear: Advance) -> None:
+    """Have the running gateway do it, page by page."""
+    from edge.cli.admin import post
+    from edge.spool.repair import Finding, Missing, RepairReport
+
+    total = RepairReport()
+    while True:
+        before = total.position
+        answer = post(config.admin, "/spool/repair", {"position": before})
+        answer.pop("status", None)
+        findings = [Finding(**found) for found in answer.pop("findings")]
+        missing = [Missing(**gap) for gap in answer.pop("missing")]
+        total.add(RepairReport(**answer, findings=findings, missing=missing))
+        hear(total)
+        if total.position >= total.end or total.position <= before:
+            return
+
+
+def _print(path: Path, report: RepairReport, *, dry_run: bool) -> NoReturn:
+    """Print what was found and done, and leave with 1 when something is missing or is still damaged."""
+    output.fields(
+        [
+            ("path", path),
+            ("segments", report.segments),
+            ("frames", report.frames),
+            ("events", report.events),
+            ("missing events", report.missing_events),
+        ]
+    )
+    rows = [
+        (
+            found.what,
+            f"{found.segment} at {found.offset}",
+            f"{found.n_bytes} bytes",
+            WOULD.get(found.done, found.done) if dry_run else found.done,
+        )
+        for found in report.findings
+    ]
+    rows += [
+        ("missing", f"{gap.segment} from event {gap.seq}", f"{gap.n_events} events", "gone for good")
+        for gap in report.missing
+    ]
+    if rows:
+        click.echo()
+        output.table(("What", "Where", "How much", "Done"), rows)
+    click.echo()
+    is_left = any(not found.mended for found in report.findings)
+    if is_left:
+        click.echo(output.mark("not everything could be mended", "red"))
+    elif report.findings:
+        click.echo(output.mark("would be repaired", "yellow") if dry_run else output.mark("repaired", "green"))
+    else:
+        click.echo(output.mark("nothing to repair", "green"))
+    if report.missing:
+        click.echo(
+            "events are missing: they were stored and are gone; only their senders can send them again", err=True
+        )
+    raise SystemExit(NEGATIVE if is_left or report.missing else OK)

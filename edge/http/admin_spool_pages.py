@@ -1,0 +1,123 @@
+"""The admin listener's routes that work the spool page by page: repair, and replay of a range, for who holds its lock.
+
+A request does a short piece of work from a position on and says where to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from edge.api import EdgeError
+from edge.delivery.replay_range import Range, RangeInterruptedError, RangeReport, oldest_received_at, replay_page
+from edge.delivery.worker import SinkWorker
+from edge.door import BUSY_CODES
+from edge.http import answers
+from edge.http.admin_body import BodyShapeError, json_object, moment, only_known, whole_number
+from edge.http.admin_handler import AdminHandler, refusal
+from edge.http.answers import Answer
+
+log = structlog.get_logger(__name__)
+
+
+class SpoolHandler(AdminHandler):
+    """What both routes have in common: a body that says from which position on."""
+
+    methods = ("POST",)
+    fields: tuple[str, ...] = ("position",)
+
+    async def respond(self) -> Answer:
+        """Do a page of the work, and say where to go on."""
+        if self.site.gateway.draining:
+            return answers.busy("busy.draining")
+        try:
+            body = json_object(bytes(self.body))
+            only_known(body, self.fields)
+            return await self.work(body, whole_number(body, "position") or 0)
+        except BodyShapeError as error:
+            return refusal(400, "Bad request", "http.body", error.field, error.message)
+        except EdgeError as error:
+            return busy(error)
+
+    async def work(self, body: dict[str, Any], position: int) -> Answer:
+        """Do a page of the work from a position on."""
+        raise NotImplementedError
+
+
+def busy(error: BaseException) -> Answer:
+    """Return the answer that the spool refused, and why."""
+    code = next((code for kind, code in BUSY_CODES if isinstance(error, kind)), "busy.unknown")
+    return answers.busy(code, message=f"cannot go on: {str(error) or type(error).__name__}")
+
+
+class SpoolRepairHandler(SpoolHandler):
+    """`POST /spool/repair`: rewrite damaged segments without their bad bytes, those not being written any more."""
+
+    async def work(self, body: dict[str, Any], position: int) -> Answer:
+        """Repair for about two seconds, beside the event loop, and say what was found."""
+        report = await asyncio.to_thread(self.site.gateway.spool.repair, position)
+        if report.findings:
+            log.info("the spool was looked through", findings=len(report.findings), missing=report.missing_events)
+        return Answer(200, {"status": "success", **asdict(report)})
+
+
+class SpoolReplayHandler(SpoolHandler):
+    """`POST /spool/replay`: deliver events of a time again to one sink, as far as the spool still holds them."""
+
+    fields = ("position", "end", "sink", "since", "until")
+
+    async def work(self, body: dict[str, Any], position: int) -> Answer:
+        """Append a page of the range for the sink, and say how far that came.
+
+        The first request names no end: the answer says it, and when the oldest events that are there were received.
+        """
+        sink, since, until = _what(body)
+        gateway = self.site.gateway
+        worker = gateway.worker(sink)
+        if worker is None:
+            return answers.refuse("http.not_found", "sink", "is not configured")
+        spool, asked_end = gateway.spool, whole_number(body, "end")
+        end, pending = _reach(worker, spool.durable_seq)
+        wanted = Range(since, until, end if asked_end is None else min(asked_end, end))
+        start = max(position, spool.first_seq)
+        try:
+            report = await replay_page(spool, sink, wanted, start)
+        except RangeInterruptedError as error:
+            log.warning(
+                "a range of the spool could not be replayed", sink=sink, moved=error.report.moved, error=str(error)
+            )
+            answer = busy(error.cause)
+            return Answer(answer.status, {**answer.body, **asdict(error.report), "end": wanted.end}, answer.headers)
+        if report.moved:
+            log.info("events of the spool were replayed", sink=sink, **_told(report), end=wanted.end)
+        found: dict[str, Any] = {"status": "success", **asdict(report), "end": wanted.end}
+        if asked_end is None:
+            oldest = await oldest_received_at(spool, wanted.end)
+            found |= {"first": start, "pending": pending, "oldest": None if oldest is None else oldest.isoformat()}
+        return Answer(200, found)
+
+
+def _reach(worker: SinkWorker, durable_seq: int) -> tuple[int, int]:
+    """Return where a sink stands, and how many events it has yet to get: those are not delivered again but once."""
+    position = min(worker.snapshot().cursor.position, durable_seq)
+    return position, durable_seq - position
+
+
+def _told(report: RangeReport) -> dict[str, int]:
+    return {"moved": report.moved, "position": report.position}
+
+
+def _what(body: dict[str, Any]) -> tuple[str, datetime, datetime]:
+    """Return sink and range of a body; `BodyShapeError` when it does not say them."""
+    if not isinstance(body.get("sink"), str) or not body["sink"]:
+        raise BodyShapeError("sink", "is required and must be a string")
+    since, until = moment(body, "since"), moment(body, "until")
+    if since is None or until is None:
+        raise BodyShapeError("since" if since is None else "until", "is required")
+    if until <= since:
+        raise BodyShapeError("until", "must be later than since")
+    return body["sink"], since, until

@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 
 DOOR_REASONS: dict[Outcome, tuple[str, ...]] = {
     Outcome.ACCEPTED: ("",),
+    Outcome.DUPLICATE: ("",),
     Outcome.INVALID: INVALID_REASONS,
     Outcome.REJECTED: (*(code for _, code in BUSY_CODES), "limit.rate", COMPONENT_FAILED),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -17,6 +17,7 @@ import orjson
 import structlog
 
 from edge.api import Context, Event
+from edge.dedup import Claim, Dedup
 from edge.event import frame_meta, pack
 from edge.outcomes import Outcome
 from edge.pipeline import COMPONENT_FAILED, Pipeline, Verdict
@@ -52,8 +53,13 @@ BUSY_CODES: tuple[tuple[type[Exception], str], ...] = (
 class Store(Protocol):
     """Where accepted events go: the spool, as far as the door knows it."""
 
-    def append(self, payload: bytes, n_events: int = 1) -> asyncio.Future[int]:
-        """Take a frame; the future resolves once it is durable."""
+    def append(
+        self, payload: bytes, n_events: int = 1, *, decided: Callable[[bool], None] | None = None
+    ) -> asyncio.Future[int]:
+        """Take a frame; the future resolves once it is durable.
+
+        `decided` is called once it is certain whether the frame is stored, even if the future could not say.
+        """
 
 
 class BooksObserver(Protocol):
@@ -95,6 +101,10 @@ class Judged:
     event: Event | None = None
     event_id: str | None = None
     details: Sequence[Detail] = ()
+    key: bytes = b""
+    """What its id is remembered by; empty without dedup, or when it never came to that."""
+    first: Claim | None = None
+    """Of a duplicate: the claim under which its id came first. If that one was not stored, this is no duplicate."""
 
 
 @dataclass(slots=True)
@@ -110,10 +120,11 @@ class Result:
 class Door:
     """Judges and stores the events of requests."""
 
-    def __init__(self, plan: Plan, store: Store, books: BooksObserver) -> None:
+    def __init__(self, plan: Plan, store: Store, books: BooksObserver, dedup: Dedup | None = None) -> None:
         self.plan = plan
         self._store = store
         self._books = books
+        self._dedup = dedup
         self._received = 0
         self._settled = 0
         self._in_flight = 0
@@ -162,7 +173,10 @@ class Door:
         self._books.settled(Outcome.INVALID, reason, 1)
 
     async def _judge_and_store(self, candidates: Sequence[Candidate], context: Context, sent_at: str) -> Result:
+        if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
+            return _refuse_all(candidates, "busy.backpressure")
         plan = self.plan
+        claim = None if self._dedup is None else self._dedup.claim(context.key_id)
         judged: list[Judged] = []
         room = REQUEST_DETAILS
         slice_began = perf_counter()
@@ -170,30 +184,57 @@ class Door:
             if perf_counter() - slice_began > SLICE_SECS:
                 await asyncio.sleep(0)
                 slice_began = perf_counter()
-            item = _judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)))
+            item = _judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
             room -= len(item.details)
             judged.append(item)
         result = Result(judged)
+        if claim is not None and not claim.is_all_new():
+            result.busy = await _drop_repeats(claim, judged)
         accepted, lines = _encode(judged)
-        if accepted:
-            result.busy = await self._commit(accepted, lines, context, sent_at)
-            if result.busy:
-                for item in accepted:
-                    item.outcome, item.reason = Outcome.REJECTED, result.busy
+        if not accepted or result.busy:
+            pass
+        elif claim is None:
+            result.busy = await self._commit(pack(frame_meta(context, sent_at), lines), len(lines))
+        else:
+            result.busy = await self._commit_new(claim, accepted, lines, context, sent_at)
+        if result.busy:
+            for item in accepted:
+                item.outcome, item.reason = Outcome.REJECTED, result.busy
+        if claim is not None and claim.has_repeats:
+            _follow_firsts(claim, judged)
         return result
 
-    async def _commit(self, accepted: Sequence[Judged], lines: Sequence[bytes], context: Context, sent_at: str) -> str:
-        """Store the events and wait until they are durable; return a ``busy.*`` code if they are not."""
+    async def _commit_new(
+        self, claim: Claim, accepted: Sequence[Judged], lines: Sequence[bytes], context: Context, sent_at: str
+    ) -> str:
+        """Commit events whose ids are new, and see to it that they are known from then on, or free again."""
+        if len(claim.ids) != len(accepted):  # one could not be written as JSON
+            claim.keep(item.key for item in accepted)
+        payload = pack(frame_meta(context, sent_at, _renamed(accepted, claim)), lines)
+        decided = claim.hold()
+        code = "busy.unknown"  # what others are told if this request is cancelled
         try:
-            await self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
+            code = await self._commit(payload, len(lines), decided)
+        finally:
+            claim.tell(code)
+        return code
+
+    async def _commit(self, payload: bytes, n_events: int, decided: Callable[[bool], None] | None = None) -> str:
+        """Store a frame and wait until it is durable; return a ``busy.*`` code if it is not."""
+        stored: asyncio.Future[int] | None = None
+        try:
+            stored = self._store.append(payload, n_events, decided=decided)
+            await stored
         except Exception as error:
+            if stored is None and decided is not None:
+                decided(False)  # noqa: FBT003 - the spool did not take the frame and says no more of it
             for kind, code in BUSY_CODES:
                 if isinstance(error, kind):
                     return code
             # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
             log.exception("storing events failed in a way the spool does not know")
             return "busy.unknown"
-        self.stored += len(accepted)
+        self.stored += n_events
         return ""
 
     def _settle(self, judged: Sequence[Judged], counts: Counter[Outcome]) -> None:
@@ -224,8 +265,53 @@ def _encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:
     return accepted, lines
 
 
-def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int) -> Judged:
-    """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted."""
+async def _drop_repeats(claim: Claim, judged: Sequence[Judged]) -> str:
+    """Wait for what became of ids that others brought first; what is accepted after this is new.
+
+    Returns a ``busy.*`` code when one of those firsts was not stored. Then nothing of this request is to be stored,
+    since its sender is told to send all of it again.
+    """
+    codes, repeats = await claim.others()
+    for item in judged if repeats else ():
+        if item.outcome is Outcome.ACCEPTED and item.key in repeats:
+            item.outcome, item.first = Outcome.DUPLICATE, repeats[item.key]
+    # Of several, the one that promises the least: the others say that nothing was stored.
+    return "busy.unknown" if "busy.unknown" in codes else min(codes, default="")
+
+
+def _follow_firsts(claim: Claim, judged: Sequence[Judged]) -> None:
+    """Give the repeats whose first was not stored the same outcome: they are no duplicates of anything."""
+    own: dict[bytes, Judged] = {}
+    for item in judged:
+        if item.first is claim:
+            if own[item.key].outcome is Outcome.REJECTED:
+                item.outcome, item.reason = Outcome.REJECTED, own[item.key].reason
+        elif item.key:
+            own[item.key] = item
+            if item.first is not None and item.first.code:
+                item.outcome, item.reason = Outcome.REJECTED, item.first.code
+
+
+def _renamed(accepted: Sequence[Judged], claim: Claim) -> dict[str, str]:
+    """Return the ids as they were sent, by index, of events that the pipeline gave another one."""
+    renamed = {}
+    for index, (item, sent) in enumerate(zip(accepted, claim.ids.values(), strict=True)):
+        if item.event is not None and item.event.get("event_id") != sent:
+            renamed[str(index)] = sent
+    return renamed
+
+
+def _refuse_all(candidates: Sequence[Candidate], code: str) -> Result:
+    judged = [Judged(Outcome.REJECTED, code, event_id=_event_id(candidate.value)) for candidate in candidates]
+    return Result(judged, code)
+
+
+def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int, claim: Claim | None = None) -> Judged:
+    """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted.
+
+    With a `claim` also: duplicate. An id that was met before ends the way of the event here: the pipeline has done its
+    work for it, and what a filter would say this time changes nothing about what is stored.
+    """
     value = candidate.value
     event_id = _event_id(value)
     mistake = candidate.mistake or too_large(candidate, plan.event_bytes)
@@ -234,8 +320,17 @@ def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int)
     event, details = plan.validator.validate(value, max_details)
     if event is None:
         return Judged(Outcome.INVALID, details[0]["code"], event_id=event_id, details=details)
-    verdict: Verdict = plan.pipeline.run(event, context)
-    return Judged(verdict.outcome, verdict.reason, verdict.event, event_id)
+    if claim is None:
+        verdict: Verdict = plan.pipeline.run(event, context)
+        return Judged(verdict.outcome, verdict.reason, verdict.event, event_id)
+    key = claim.key(event["event_id"])
+    first = claim.first_of(key)
+    if first is not None:
+        return Judged(Outcome.DUPLICATE, event_id=event_id, key=key, first=first)
+    verdict = plan.pipeline.run(event, context)
+    if verdict.outcome is Outcome.ACCEPTED:
+        claim.ids[key] = event["event_id"]
+    return Judged(verdict.outcome, verdict.reason, verdict.event, event_id, key=key)
 
 
 def too_large(candidate: Candidate, limit: int) -> Detail | None:

@@ -16,9 +16,14 @@ from edge.api import Context, EventMetadata
 
 FrameMeta = dict[str, Any]
 
+_ID_FIRST = b'{"event_id":"'
 
-def frame_meta(context: Context, sent_at: str = "") -> FrameMeta:
-    """Return the shared metadata of the events of one request."""
+
+def frame_meta(context: Context, sent_at: str = "", event_ids: Mapping[str, str] | None = None) -> FrameMeta:
+    """Return the shared metadata of the events of one request.
+
+    `event_ids` has, by their index as text, the ids under which events were sent that are stored under another one.
+    """
     meta: FrameMeta = {
         "key": context.key_id,
         "received_at": context.received_at.isoformat(),
@@ -28,6 +33,8 @@ def frame_meta(context: Context, sent_at: str = "") -> FrameMeta:
         meta["traceparent"] = context.traceparent
     if sent_at:
         meta["sent_at"] = sent_at
+    if event_ids:
+        meta["event_ids"] = event_ids
     return meta
 
 
@@ -43,6 +50,29 @@ def unpack(payload: bytes) -> tuple[FrameMeta, list[bytes]]:
     if not isinstance(meta, dict):
         raise ValueError("the first line of a frame is not a JSON object")
     return meta, lines
+
+
+def sent_ids(meta: Mapping[str, Any], lines: Sequence[bytes]) -> list[bytes]:
+    """Return the ids under which the events of a frame were sent, as UTF-8; events without one are left out.
+
+    A `ValueError` means that something else than `pack` made the lines.
+    """
+    ids = [_stored_id(line) for line in lines]
+    changed: Mapping[str, str] = meta.get("event_ids", {})
+    for index, event_id in changed.items():
+        ids[int(index)] = event_id.encode()
+    return [event_id for event_id in ids if event_id is not None]
+
+
+def _stored_id(line: bytes) -> bytes | None:
+    # Most senders write the id first, and a million lines are to be read at a start: no need to parse them whole.
+    if line.startswith(_ID_FIRST):
+        event_id = line[len(_ID_FIRST) : line.find(b'"', len(_ID_FIRST))]
+        if b"\\" not in event_id:
+            return event_id
+    event = orjson.loads(line)
+    value = event.get("event_id") if isinstance(event, dict) else None
+    return value.encode() if isinstance(value, str) else None
 
 
 def event_metadata(meta: Mapping[str, Any]) -> EventMetadata:

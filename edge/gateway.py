@@ -15,6 +15,7 @@ from edge.binding import Bound, Lifecycle, bind
 from edge.books import Books
 from edge.clock import Clock
 from edge.config.model import GatewayConfig, Spool
+from edge.dedup import Dedup
 from edge.delivery.attempt import Caller
 from edge.delivery.circuit import CircuitState
 from edge.delivery.worker import SinkSnapshot, SinkWorker
@@ -52,6 +53,7 @@ FIXED_AT_RELOAD = (
     "admin",
     "spool",
     "dead_letters",
+    "dedup",
 )
 """What a reload cannot change: it is held by sockets, files and locks. A restart can."""
 
@@ -88,6 +90,8 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self.last_snapshots: list[SinkSnapshot] = []
         """The state of every sink when the drain ended."""
+        dedup = config.dedup
+        self._dedup = Dedup(dedup.window_secs, dedup.window_events, clock) if dedup.enabled else None
         self._spool: Log
         self._workers: Workers
         self.door: Door
@@ -108,7 +112,7 @@ class Gateway:
         Sinks are opened in the background: one that is down never keeps the gateway from accepting.
         """
         path = self.config.spool.path / SHARD
-        self._spool = await asyncio.to_thread(open_spool, self.config.spool, self._books)
+        self._spool = await asyncio.to_thread(open_spool, self.config.spool, self._books, retain_secs=self._dedup_secs)
         self._spool.start(asyncio.get_running_loop())
         self._workers = Workers(self._spool, path, self.config.dead_letters, self._books.delivery, self.clock)
         try:
@@ -118,7 +122,7 @@ class Gateway:
         except BaseException:
             await self._spool.close()
             raise
-        self.door = Door(self._plan(self.config, self._bound), self._spool, self._books)
+        self.door = Door(self._plan(self.config, self._bound), self._spool, self._books, self._dedup)
         await self._workers.replace(prepared, self.config.sinks, 0)
         self._books.begin(self._bound)
         self._publish_gauges()
@@ -130,6 +134,14 @@ class Gateway:
             asyncio.create_task(_every(self.clock, RELEASE_EVERY_SECS, self._release)),
             asyncio.create_task(self._lag_loop()),
         ]
+        if self._dedup is not None:
+            self._tasks.append(asyncio.create_task(self._dedup.load(self._spool)))
+
+    @property
+    def _dedup_secs(self) -> float:
+        """How long delivered segments stay for dedup: to know after a restart what was stored before it."""
+        dedup = self.config.dedup
+        return dedup.window_secs if dedup.enabled else 0.0
 
     def _report_orphans(self, path: Path) -> None:
         """Say which cursors are of no configured sink: they hold nothing in the spool, and wait for their sink."""
@@ -214,6 +226,8 @@ class Gateway:
             # A reload in progress may end; one that does not is not waited for.
             async with asyncio.timeout(secs_left()):
                 await self._reloading.acquire()
+        if self._dedup is not None:
+            self._dedup.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -236,6 +250,9 @@ class Gateway:
             Check("spool", stats.writable, stats.reason),
             Check("draining", not self.draining, "the gateway is stopping" if self.draining else ""),
         ]
+        if self._dedup is not None:
+            is_ready = self._dedup.is_ready
+            checks.append(Check("dedup", is_ready, "" if is_ready else "the ids of stored events are being read back"))
         snapshots = {snapshot.id: snapshot for snapshot in self.snapshots()}
         for config in self.config.sinks:
             if config.required:
@@ -282,6 +299,7 @@ class Gateway:
                 "edge_spool_capacity_bytes": of_spool("capacity_bytes"),
                 "edge_spool_segments": of_spool("segments"),
                 "edge_spool_behind_cursor_events": lambda: [((), float(self._spool.recovery.behind_cursor_events))],
+                "edge_dedup_ids": lambda: [] if self._dedup is None else [((), float(len(self._dedup)))],
                 "edge_sink_pending_events": of_sinks("pending_events"),
                 "edge_sink_oldest_pending_age_seconds": of_sinks("oldest_pending_age_secs"),
                 "edge_sink_circuit_state": of_sinks("circuit"),
@@ -300,7 +318,9 @@ class Gateway:
         return self._workers.get(sink_id)
 
     async def _release(self) -> None:
-        """Let go of segments that every sink is durably past."""
+        """Let go of segments that every sink is durably past, and that are not being read for their ids."""
+        if self._dedup is not None and not self._dedup.is_ready:
+            return
         await asyncio.to_thread(self._spool.release, self._workers.release_position)
 
     async def _lag_loop(self) -> None:
@@ -311,8 +331,11 @@ class Gateway:
             self._books.loop_lag(max(0.0, self.clock.monotonic() - due))
 
 
-def open_spool(options: Spool, observer: LogObserver | None = None) -> Log:
-    """Open the spool as it is configured, and nothing else of the gateway; blocks and raises like `Log.open`."""
+def open_spool(options: Spool, observer: LogObserver | None = None, *, retain_secs: float = 0.0) -> Log:
+    """Open the spool as it is configured, and nothing else of the gateway; blocks and raises like `Log.open`.
+
+    `retain_secs` counts where it is longer than the configured one.
+    """
     path = options.path / SHARD
     max_bytes = options.max_bytes
     if max_bytes is None:
@@ -323,7 +346,7 @@ def open_spool(options: Spool, observer: LogObserver | None = None) -> Log:
         segment_bytes=options.segment_bytes,
         max_bytes=max_bytes,
         durability=options.durability,
-        retain_secs=options.retain_secs,
+        retain_secs=max(options.retain_secs, retain_secs),
         observer=observer,
     )
 

@@ -74,6 +74,7 @@ TABLE = (
     Row("edge_spool_bytes", "scraped", "Disk space the spool's segments take, preallocated space included."),
     Row("edge_spool_capacity_bytes", "scraped", "The most the spool may take: `spool.max_bytes`, or its default."),
     Row("edge_spool_segments", "scraped", "Segments on disk."),
+    Row("edge_dedup_ids", "scraped", "Ids in memory that repeats are found by; none without `dedup.enabled`."),
     Row("edge_spool_corrupt_bytes_total", "counter", "Bytes whose checksum failed; they are in quarantine."),
     Row("edge_spool_lost_frames_total", "counter", "Frames that were missing or unreadable in the spool."),
     Row(

@@ -128,6 +128,7 @@ def _config(
         schema=model.EventSchema(event_schema["unknown_fields"], tuple(event_schema["required"])),
         spool=model.Spool(**{**spool, "path": FilePath(spool["path"])}),
         dead_letters=model.DeadLetters(**{**dead_letters, "path": FilePath(dead_letters["path"])}),
+        dedup=model.Dedup(**sections["dedup"]),
         pipeline=pipeline,
         sinks=sinks,
         log=model.Log(**sections["log"]),

@@ -126,6 +126,15 @@ class DeadLetters:
 
 
 @dataclass(frozen=True, slots=True)
+class Dedup:
+    """How long stored ids are remembered, to find events that are sent again: whichever of the two ends first."""
+
+    enabled: bool
+    window_secs: float
+    window_events: int
+
+
+@dataclass(frozen=True, slots=True)
 class ComponentConfig:
     """One enricher or filter of the pipeline, or the part that every component has."""
 
@@ -198,6 +207,7 @@ class GatewayConfig:
     schema: EventSchema
     spool: Spool
     dead_letters: DeadLetters
+    dedup: Dedup
     pipeline: tuple[ComponentConfig, ...]
     sinks: tuple[SinkConfig, ...]
     log: Log

@@ -307,11 +307,17 @@ DEAD_LETTERS = {
 DEDUP = {
     Optional(
         "enabled", default=False, description="Answers an event whose event_id was seen before as a duplicate."
-    ): NotYet(TrueOrFalse(), only=False, what="is not in this version", advice="write false"),
-    Optional("window_secs", default=600, description="Ids are remembered for so long."): Number(0, above=True),
-    Optional("window_events", default=1_000_000, description="Most ids that are remembered."): Whole(
-        1, example=1_000_000
-    ),
+    ): TrueOrFalse(),
+    Optional(
+        "window_secs",
+        default=600,
+        description="Ids are remembered for so long; when enabled, the spool keeps delivered events for so long too.",
+    ): Number(0, above=True),
+    Optional(
+        "window_events",
+        default=1_000_000,
+        description="Most ids that are remembered, of all keys together; a million take about 170 MB of memory.",
+    ): Whole(1, example=1_000_000),
 }
 
 LOG = {

@@ -93,7 +93,7 @@ class CursorFile:
         self.is_damaged = self._best.cursor is None and _was_written(directory, name)
         """There was a cursor, and neither slot of it can be read. Not the same as a sink that is new."""
         try:
-            create_directory(directory)
+            create_directory(self._files, directory)
             for suffix in _SUFFIXES:
                 self._open(suffix)
                 self._close(suffix)  # opened again by the first `save`: a cursor that is only looked at holds nothing

@@ -25,6 +25,10 @@ class Files:
     Names are relative to `dir_fd`. Every method raises `OSError` as the system does.
     """
 
+    def mkdir(self, path: Path, mode: int = DIRECTORY_MODE) -> None:
+        """Make a directory; one that is there is left as it is."""
+        path.mkdir(mode, exist_ok=True)
+
     def open(self, name: str, flags: int, mode: int = FILE_MODE, *, dir_fd: int) -> int:
         """Open a file and return its descriptor."""
         return os.open(name, flags, mode, dir_fd=dir_fd)
@@ -140,11 +144,19 @@ def open_directory_again(dir_fd: int) -> int:
     return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def create_directory(path: Path) -> None:
-    """Create a directory and its missing parents, readable by the owner alone; one that exists stays as it is."""
+def create_directory(files: Files, path: Path) -> None:
+    """Create a directory and its missing parents, readable by the owner alone; one that exists stays as it is.
+
+    What is made survives a power cut: a file is no more durable than the names of the directories above it.
+    """
     missing = [path, *path.parents]
     for directory in reversed([entry for entry in missing if not entry.exists()]):
-        directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        files.mkdir(directory)
+        parent_fd = open_directory(directory.parent)
+        try:
+            sync_directory(files, parent_fd)
+        finally:
+            os.close(parent_fd)
 
 
 def open_regular(name: str, dir_fd: int) -> int:

@@ -14,7 +14,7 @@ from edge.spool.errors import SpoolFailedError
 from edge.spool.files import open_directory, open_regular, read_at
 from edge.spool.format import SEGMENT_HEADER_BYTES, Frame
 from edge.spool.recovery import check_meta, discover
-from edge.spool.scan import Damage, find_tail, scan
+from edge.spool.scan import Damage, Tail, find_tail, scan
 from edge.spool.segment import Segment
 
 
@@ -110,8 +110,10 @@ def _verify_segment(directory: _Directory, segment: Segment, following: int | No
         report.events += item.n_events
         expected = item.end
     if following is None:
-        report.unfinished_bytes = sum(item.length for item in damage)
-    elif expected < following:
+        following = directory.claimed_seq(segment) if damage else expected
+        if following <= expected:
+            report.unfinished_bytes = sum(item.length for item in damage)
+    if expected < following:
         _add_corrupt(report, segment, damage)
         report.gaps.append(Gap(segment.name, expected, following - expected))
         expected = following
@@ -200,13 +202,24 @@ class _Directory:
 
     def end_seq(self, segment: Segment) -> int:
         """Return the number behind the last valid event of a segment."""
+        tail = self._tail(segment)
+        return tail.end_seq or segment.first_seq if tail is not None else segment.first_seq
+
+    def claimed_seq(self, segment: Segment) -> int:
+        """Return the number behind the last event that a segment had when it was ended in order; 0 if it was not.
+
+        As in recovery: what is damaged at the end of such a segment was stored, and is not a write that was torn.
+        """
+        tail = self._tail(segment) if segment.size < segment.header.capacity else None
+        return tail.claimed_seq if tail is not None else 0
+
+    def _tail(self, segment: Segment) -> Tail | None:
         try:
             fd = open_regular(segment.name, self._fd)
         except OSError:
-            return segment.first_seq
+            return None
         try:
             read, key = partial(read_at, fd), segment.header.key
-            tail = find_tail(read, key, SEGMENT_HEADER_BYTES, segment.data_end, segment.first_seq)
+            return find_tail(read, key, SEGMENT_HEADER_BYTES, segment.data_end, segment.first_seq)
         finally:
             os.close(fd)
-        return tail.end_seq or segment.first_seq

@@ -21,7 +21,7 @@ from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
 from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
-from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, decide
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.release import Releaser
@@ -34,6 +34,9 @@ logger = structlog.get_logger(__name__)
 LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
 STALL_SECS = 5.0
+STALL_LOOKS = 20
+"""How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
+longer than it at most."""
 LOOK_SECS = 1.0
 
 
@@ -129,7 +132,7 @@ class Log:
         files = files or Files()
         fds: list[int] = []
         try:
-            create_directory(path)
+            create_directory(files, path)
             fds.append(open_directory(path))
             fds.append(_take_lock(fds[0], path))
             fds.append(open_directory(path))
@@ -183,11 +186,21 @@ class Log:
         self._writer.attach(loop, self._notify, self._ran_short, self._exited.set)
         self._watch()
 
-    def append(self, payload: bytes, n_events: int = 1, kind: int = EVENTS) -> asyncio.Future[int]:
+    def append(
+        self,
+        payload: bytes,
+        n_events: int = 1,
+        kind: int = EVENTS,
+        decided: Callable[[bool], None] | None = None,
+    ) -> asyncio.Future[int]:
         """Queue a frame; the future has the number of its first event once the frame is as durable as configured.
 
         Raises `SpoolBackpressureError`, `SpoolFullError`, `SpoolFailedError` or `SpoolClosedError` at once when the
         frame is not taken. The future may have those errors as well, and `SpoolUnknownError` when nobody knows.
+
+        `decided` is called once on the loop for a frame that was taken, when it is certain whether it is part of the
+        log: True before anybody who waits for the future goes on; False or True long after a `SpoolUnknownError` if
+        that is how long the disk takes. It is quick and does not raise.
         """
         if self._loop is None:
             raise SpoolClosedError("the log was not started")
@@ -196,10 +209,11 @@ class Log:
         if kind not in KINDS:
             raise ValueError(f"{kind} is no kind of frame")
         future: asyncio.Future[int] = self._loop.create_future()
-        entry = Entry(payload, n_events, kind, future)
+        entry = Entry(payload, n_events, kind, future, decided)
         self._queue.put(entry)
         if self._is_memory:
             future.set_result(entry.seq)
+            decide([entry], is_stored=True)
         return future
 
     @property
@@ -211,6 +225,10 @@ class Log:
     def first_seq(self) -> int:
         """Number of the first event that may still be in the log."""
         return self._index.first_seq
+
+    def starts(self) -> list[int]:
+        """Return the numbers of the first events of all segments, in order."""
+        return self._index.starts()
 
     def read(self, position: int, max_bytes: int) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
@@ -319,10 +337,10 @@ class Log:
             self._on_shortage()
 
     def _watch(self) -> None:
-        """Look for waiters that have waited too long, a few times within the limit."""
+        """Answer waiters that have waited too long, and look again soon."""
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
-            self._watchdog = self._loop.call_later(self._stall_secs / 5, self._watch)
+            self._watchdog = self._loop.call_later(self._stall_secs / STALL_LOOKS, self._watch)
 
 
 @contextmanager

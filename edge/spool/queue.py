@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 
 from edge.spool.errors import SpoolBackpressureError, SpoolClosedError, SpoolError, SpoolUnknownError
 from edge.spool.format import EVENTS, FRAME_HEADER_BYTES
@@ -15,13 +16,22 @@ QUEUE_BYTES = 32 * 1024 * 1024
 class Entry:
     """One frame on its way to the disk."""
 
-    __slots__ = ("future", "kind", "n_events", "payload", "queued_at", "seq", "size", "told")
+    __slots__ = ("decided", "future", "kind", "n_events", "payload", "queued_at", "seq", "size", "told")
 
-    def __init__(self, payload: bytes, n_events: int, kind: int, future: asyncio.Future[int]) -> None:
+    def __init__(
+        self,
+        payload: bytes,
+        n_events: int,
+        kind: int,
+        future: asyncio.Future[int],
+        decided: Callable[[bool], None] | None = None,
+    ) -> None:
         self.payload = payload
         self.n_events = n_events
         self.kind = kind
         self.future = future
+        self.decided = decided
+        """Called on the loop once it is certain whether the frame is part of the log, whatever the waiter was told."""
         self.queued_at = time.monotonic()
         self.size = FRAME_HEADER_BYTES + len(payload)
         self.seq = -1
@@ -139,6 +149,7 @@ class AppendQueue:
             fail(entry, SpoolUnknownError("the disk does not answer; the events may be stored"))
         for entry in withdrawn:
             fail(entry, SpoolBackpressureError("the disk does not answer; the events were not stored"))
+        decide(withdrawn, is_stored=False)
 
     def stalled_secs(self) -> float:
         """Return for how long the writer has made no progress although there is work for it."""
@@ -169,6 +180,14 @@ class AppendQueue:
 def events_in(entries: list[Entry]) -> int:
     """Return how many events of requests are in some entries; replays and marks are none."""
     return sum(entry.n_events for entry in entries if entry.kind == EVENTS)
+
+
+def decide(entries: list[Entry], *, is_stored: bool) -> None:
+    """Tell whoever wants to know what became of frames; called on the loop. The first word counts."""
+    for entry in entries:
+        if entry.decided is not None:
+            decided, entry.decided = entry.decided, None
+            decided(is_stored)
 
 
 def fail(entry: Entry, error: SpoolError) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import orjson
 import structlog
 
-from edge.spool.errors import SpoolFormatError
+from edge.spool.errors import SpoolFailedError, SpoolFormatError
 from edge.spool.files import Files, close_quietly, open_regular, read_at, remove_quietly, write_durably
 from edge.spool.format import (
     SEGMENT_HEADER_BYTES,
@@ -42,7 +42,7 @@ class Discovery:
     unreadable: dict[str, os.stat_result] = field(default_factory=dict)
     """Files with a segment's name and no intact header."""
     ignored: list[str] = field(default_factory=list)
-    """Entries with a segment's name that are links, FIFOs, directories, copies, or that may not be opened."""
+    """Entries with a segment's name that are links, FIFOs, directories, copies, or that cannot be opened."""
     temporary: list[str] = field(default_factory=list)
     """Segments that were being prepared."""
     highest_name: int = 0
@@ -77,7 +77,8 @@ class Recovery:
 def discover(dir_fd: int) -> Discovery:
     """Look at every entry of a directory without changing anything.
 
-    Raises `SpoolFormatError` when a newer version wrote one of the segments.
+    Raises `SpoolFormatError` when a newer version wrote one of the segments, `SpoolFailedError` when one may not be
+    read.
     """
     found = Discovery()
     now = time.monotonic()
@@ -91,9 +92,15 @@ def discover(dir_fd: int) -> Discovery:
             continue
         try:
             fd = open_regular(name, dir_fd)
-        except OSError:
+        except OSError as error:
+            is_regular = _is_regular(name, dir_fd)
+            if is_regular and isinstance(error, PermissionError):
+                # Going on without it would take its events for lost, and its last numbers for free.
+                raise SpoolFailedError(
+                    f"{name} may not be read: give it to the gateway's user, or move it away"
+                ) from error
             found.ignored.append(name)
-            if _is_regular(name, dir_fd):
+            if is_regular:
                 found.count_name(number)
             continue
         found.count_name(number)
@@ -158,7 +165,8 @@ def check_meta(dir_fd: int) -> bool:
 def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floors: Iterable[int]) -> Recovery:
     """Make a directory fit to go on with. `floors` are the cursors' positions; the caller holds the lock.
 
-    Only the last segment is looked through. `SpoolFormatError` is raised before anything is changed.
+    Only the last segment is looked through. `SpoolFormatError`, and `SpoolFailedError` for a segment that may not be
+    read, are raised before anything is changed.
     """
     started = time.monotonic()
     has_meta = check_meta(dir_fd)

@@ -121,6 +121,11 @@ class SegmentIndex:
         with self._lock:
             return self._firsts[0] if self._firsts else self.durable_seq
 
+    def starts(self) -> list[int]:
+        """Return the number of the first event of each segment."""
+        with self._lock:
+            return list(self._firsts)
+
     def totals(self) -> tuple[int, int]:
         """Return the number of segments and the room they take in bytes."""
         with self._lock:
@@ -229,7 +234,7 @@ class SegmentIndex:
         with self._lock:
             ends = [*self._firsts[1:], self.durable_seq]
             below = []
-            for segment, end in zip(self._segments, ends, strict=True):
+            for segment, end in zip(self._segments, ends, strict=False):  # without segments there is one end too many
                 if end > position or segment is self._active:
                     break
                 below.append(segment)

@@ -16,7 +16,7 @@ from edge.spool.errors import SpoolError, SpoolFailedError, SpoolFullError, Spoo
 from edge.spool.files import Buffer
 from edge.spool.format import frame_header
 from edge.spool.observer import LogObserver
-from edge.spool.queue import AppendQueue, Entry, events_in, fail
+from edge.spool.queue import AppendQueue, Entry, decide, events_in, fail
 from edge.spool.segment import SegmentIndex
 
 logger = structlog.get_logger(__name__)
@@ -168,6 +168,7 @@ class Writer:
         for entry in group:
             if not entry.future.done():
                 entry.future.set_result(entry.seq)
+        decide(group, is_stored=True)
         self._on_commit(durable_seq)
 
     def _fail(self, group: list[Entry], error: SpoolError, rest: list[Entry]) -> None:
@@ -178,6 +179,7 @@ class Writer:
         """Give each waiter of a failed commit an exception of its own; called on the loop."""
         for entry in group:
             fail(entry, type(error)(str(error)))
+        decide(group, is_stored=False)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         """Call a function on the loop; a loop that is closed has nobody left who waits."""
@@ -275,8 +277,10 @@ class Writer:
     def _refuse(self, problem: SpoolError) -> None:
         """Refuse entries at the door until the disk gives room again; a full disk leaves what the segment still has."""
         if type(problem) is not type(self._problem):
-            report = logger.warning if isinstance(problem, SpoolFullError) else logger.error
-            report("the spool refuses events", reason=str(problem))
+            if isinstance(problem, SpoolFullError):
+                logger.warning("the spool refuses events", reason=str(problem))
+            else:
+                logger.error("the spool refuses events", reason=str(problem))
         self._problem = problem
         self._retry_at = time.monotonic() + RETRY_SECS
         room = self._active.room if isinstance(problem, SpoolFullError) else 0

@@ -84,7 +84,6 @@ BROKEN = {
         BASE + "server: {workers: 2}\n",
         "3: server.workers: more than 1 is not in this version; write 1",
     ),
-    "later_dedup": (BASE + "dedup: {enabled: true}\n", "3: dedup.enabled: is not in this version; write false"),
     "listen_without_port": (
         BASE + "server: {listen: localhost}\n",
         "3: server.listen: must be a host and a port; write e.g. 127.0.0.1:4000, [::1]:4000 or unix:/run/edge.sock",

@@ -71,6 +71,22 @@ async def test_keeper_backs_off_whatever_a_save_raises(
     await keeper.close()
 
 
+async def test_position_counts_as_durable_only_when_its_save_has_returned(
+    tmp_path: Path, executor: Any, eventually: Any
+) -> None:
+    disk = Disk(tmp_path)
+    disk.awake.clear()
+    keeper = CursorKeeper(object, "crm", disk, START, executor, durable=True)
+    keeper.advance(delivered(0, SAVE_EVENTS))
+    await eventually(lambda: disk.saves)
+    position = keeper.durable_position
+    disk.awake.set()
+    # Segments below it are unlinked: a sudden death in the middle of the save must find its events.
+    assert position == 0
+    await eventually(lambda: keeper.durable_position == SAVE_EVENTS)
+    await keeper.close()
+
+
 async def test_keeper_waits_with_its_saves_for_one_that_an_earlier_keeper_left_hanging(
     tmp_path: Path, executor: Any, eventually: Any, expect_log: list[str], monkeypatch: Any
 ) -> None:

@@ -57,6 +57,10 @@ class FaultyFiles(Files):
         self.before.clear()
         self.largest_write = None
 
+    def mkdir(self, path: Path, mode: int = 0o700) -> None:
+        self._enter("mkdir", path)
+        super().mkdir(path, mode)
+
     def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int) -> int:
         self._enter("open", name)
         fd = super().open(name, flags, mode, dir_fd=dir_fd)

@@ -338,6 +338,20 @@ async def test_unexpected_error_of_the_writer_answers_everybody_and_it_goes_on(l
     assert [frame.payload for frame in read_all(log)[0]] == [b"before", b"after"]
 
 
+async def test_release_of_a_log_without_a_segment_frees_nothing(logs, files, eventually, expect_log, no_patience):
+    expect_log += [SYNC_FAILED, REFUSES]
+    log = logs.open(files=files)
+    files.fail_once("fdatasync", errno.EIO)
+    files.fail_always("open", errno.EIO)  # the segment went, and no other one can be made
+    with pytest.raises(SpoolUnknownError):
+        await log.append(b"doubtful")
+    await eventually(lambda: not log.stats().writable)
+    assert log.stats().segments == 0
+    assert log.release(0) == 0
+    files.heal()
+    await eventually(lambda: log.stats().writable)
+
+
 async def test_unlink_that_fails_keeps_the_segment_in_the_log(logs, files, expect_log):
     expect_log += ["a segment could not be removed"]
     log = logs.open(files=files, segment_bytes=4096)

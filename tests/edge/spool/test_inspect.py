@@ -59,6 +59,25 @@ async def test_verify_tells_damage_gaps_and_what_is_not_ours_and_changes_nothing
     assert (report.frames, report.unfinished_bytes) == (7, 4)
 
 
+async def test_verify_counts_the_last_event_as_lost_when_the_segment_had_been_ended(logs, spool_path, segment_paths):
+    log = logs.open()
+    for number in range(3):
+        await log.append(b"%d" % number * 100, 2)
+    await log.close()
+    (path,) = segment_paths()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    report = verify(spool_path)
+    assert report.gaps == [Gap(path.name, 4, 2)]
+    assert [item.length for item in report.corrupt] == [FRAME_HEADER_BYTES + 100]
+    assert (report.next_seq, report.unfinished_bytes, report.is_intact) == (6, 0, False)
+    # Not ended: the same bytes may be a write that was torn, of events that nobody was told about.
+    path.write_bytes(data.ljust(64 * 1024, b"\0"))
+    assert verify(spool_path).is_intact
+    assert verify(spool_path).unfinished_bytes == FRAME_HEADER_BYTES + 100
+
+
 async def test_stats_show_size_and_cursors(logs, spool_path, segment_paths):
     log = logs.open(segment_bytes=4096)
     for number in range(5):

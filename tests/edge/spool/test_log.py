@@ -225,6 +225,17 @@ async def test_log_goes_on_after_it_was_closed(logs, read_all):
     assert [frame.payload for frame in read_all(log)[0]] == [b"0", b"1", b"2"]
 
 
+def test_names_of_new_directories_are_durable_once_the_log_is_open(logs, files, spool_path, monkeypatch):
+    made: list[Path] = []
+    synced: list[Path] = []
+    files.before["mkdir"] = made.append
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (fsync(fd), synced.append(Path(f"/proc/self/fd/{fd}").readlink())))
+    logs.open(files=files)
+    assert made == [spool_path.parent, spool_path]
+    assert {path.parent for path in made} <= set(synced)
+
+
 async def test_open_refuses_a_directory_that_is_in_use(logs, spool_path):
     log = logs.open()
     with pytest.raises(SpoolLockedError):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+from garbage import HARMLESS, newer_meta, newer_segment, unsealed
 
-from edge.spool import Cursor, CursorFile, Log, SpoolFormatError
+from edge.spool import Cursor, CursorFile, Log, SpoolFailedError, SpoolFormatError
 from edge.spool.format import (
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
@@ -21,6 +21,7 @@ from edge.spool.format import (
     frame_header,
     segment_name,
 )
+from edge.spool.inspect import verify
 from edge.spool.scan import find_tail
 
 BAD_DIRECTORY = "not everything in it could be used"
@@ -31,11 +32,6 @@ def snapshot(path: Path) -> dict[str, bytes | str]:
         str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() and not entry.is_symlink() else "other"
         for entry in path.rglob("*")
     }
-
-
-def unsealed(path: Path, data: bytes, room: int = 64 * 1024) -> None:
-    """Leave a segment as a process does that was killed."""
-    path.write_bytes(data.ljust(room, b"\0"))
 
 
 def test_torn_tail_at_every_byte_of_the_last_three_frames(
@@ -194,158 +190,7 @@ async def test_next_number_is_never_below_a_segment_name(logs, spool_path, expec
     assert [frame.seq for frame in read_all(log)[0]] == [500]
 
 
-def garbage(make):
-    return pytest.param(make, id=make.__name__)
-
-
-def empty_file(path: Path) -> None:
-    (path / segment_name(1)).write_bytes(b"")
-
-
-def random_bytes(path: Path) -> None:
-    (path / segment_name(1)).write_bytes(random.Random(1).randbytes(100_000))
-
-
-def zeros(path: Path) -> None:
-    (path / segment_name(9)).write_bytes(bytes(100_000))
-
-
-def a_terabyte_of_nothing(path: Path) -> None:
-    (path / segment_name(9)).touch()
-    os.truncate(path / segment_name(9), 1 << 40)
-
-
-def a_terabyte_behind_a_segment(path: Path) -> None:
-    os.truncate(path / segment_name(0), 1 << 40)
-
-
-def only_a_header(path: Path) -> None:
-    (path / segment_name(9)).write_bytes(SegmentHeader.new(9, 65536, "x").pack())
-
-
-def half_a_header(path: Path) -> None:
-    (path / segment_name(9)).write_bytes(SegmentHeader.new(9, 65536, "x").pack()[:100])
-
-
-def a_link_outside(path: Path) -> None:
-    (path / segment_name(9)).symlink_to(path.parent / "outside")
-
-
-def a_dangling_link(path: Path) -> None:
-    (path / segment_name(2)).symlink_to(path / "nowhere")
-
-
-def a_link_loop(path: Path) -> None:
-    (path / segment_name(9)).symlink_to(path / segment_name(9))
-
-
-def a_fifo(path: Path) -> None:
-    os.mkfifo(path / segment_name(2))
-
-
-def a_fifo_as_meta(path: Path) -> None:
-    (path / "META.json").unlink()
-    os.mkfifo(path / "META.json")
-
-
-def a_directory(path: Path) -> None:
-    (path / segment_name(2)).mkdir()
-
-
-def directories_for_temporary_names(path: Path) -> None:
-    (path / "META.json").unlink()
-    (path / "seg-0123456789abcdef.tmp").mkdir()
-
-
-def foreign_files(path: Path) -> None:
-    (path / "notes.txt").write_text("hello")
-    (path / "seg-7.log").write_bytes(b"x")
-    (path / (segment_name(7) + ".bak")).write_bytes(b"x")
-    (path / ".hidden").mkdir()
-
-
-def an_absurd_number(path: Path) -> None:
-    (path / "seg-99999999999999999999.log").write_bytes(b"x")
-    (path / segment_name(1 << 63)).write_bytes(SegmentHeader.new(1 << 63, 65536, "x").pack())
-
-
-def a_left_over_temporary_file(path: Path) -> None:
-    (path / "seg-0123456789abcdef.tmp").write_bytes(bytes(65536))
-    (path / "META.json.tmp").write_bytes(b"{")
-
-
-def a_broken_meta(path: Path) -> None:
-    (path / "META.json").write_bytes(b'{"format": ')
-
-
-def a_meta_of_another_shape(path: Path) -> None:
-    (path / "META.json").write_bytes(b"[" * 60_000 + b"]" * 60_000)
-
-
-def no_meta(path: Path) -> None:
-    (path / "META.json").unlink()
-
-
-def a_copy(path: Path) -> None:
-    shutil.copy(path / segment_name(0), path / segment_name(1))
-
-
-def broken_cursors(path: Path) -> None:
-    (path / "cursor-archive.a").write_bytes(b"x" * 64)
-    (path / "cursor-archive.b").write_bytes(b"")
-    os.mkfifo(path / "cursor-fifo.a")
-    (path / "cursor-directory.a").mkdir()
-
-
-def a_quarantine_that_is_a_link(path: Path) -> None:
-    (path / "quarantine").symlink_to(path.parent / "outside")
-    (path / segment_name(9)).write_bytes(b"garbage")
-
-
-def a_quarantine_that_is_a_file(path: Path) -> None:
-    (path / "quarantine").write_bytes(b"")
-    (path / segment_name(9)).write_bytes(b"garbage")
-
-
-def magic_everywhere(path: Path) -> None:
-    data = (path / segment_name(0)).read_bytes()
-    tag = SegmentHeader.unpack(data).key.tag
-    unsealed(path / segment_name(0), data + (FRAME_MAGIC + b"\x01" + tag) * 4000)
-
-
-@pytest.mark.parametrize(
-    "make",
-    map(
-        garbage,
-        [
-            empty_file,
-            random_bytes,
-            zeros,
-            a_terabyte_of_nothing,
-            a_terabyte_behind_a_segment,
-            only_a_header,
-            half_a_header,
-            a_link_outside,
-            a_dangling_link,
-            a_link_loop,
-            a_fifo,
-            a_fifo_as_meta,
-            a_directory,
-            directories_for_temporary_names,
-            foreign_files,
-            an_absurd_number,
-            a_left_over_temporary_file,
-            a_broken_meta,
-            a_meta_of_another_shape,
-            no_meta,
-            a_copy,
-            broken_cursors,
-            a_quarantine_that_is_a_link,
-            a_quarantine_that_is_a_file,
-            magic_everywhere,
-        ],
-    ),
-)
+@pytest.mark.parametrize("make", HARMLESS, ids=lambda make: make.__name__)
 def test_log_starts_whatever_is_in_its_directory(logs, io_loop, spool_path, expect_log, read_all, make):
     expect_log += [BAD_DIRECTORY, "META.json could not be written", "damaged", "lost"]
     outside = spool_path.parent / "outside"
@@ -376,16 +221,23 @@ def test_swapped_names_are_read_in_the_order_of_their_headers(logs, segment_path
     assert lost == 0
 
 
-def newer_meta(path: Path) -> None:
-    (path / "META.json").write_text(json.dumps({"format": 2, "shard": "x", "more": []}))
+def test_segment_that_may_not_be_read_is_refused_and_everything_left_as_it_is(logs, spool_path, monkeypatch):
+    logs.write([b"one"])
+    unsealed(spool_path / segment_name(0), (spool_path / segment_name(0)).read_bytes() + b"torn")
+    before = snapshot(spool_path)
+    opening = os.open
 
+    def refuse(name, *args, **options):  # root may read everything, whatever the mode of a file is
+        if name == segment_name(0):
+            raise PermissionError(13, "Permission denied", name)
+        return opening(name, *args, **options)
 
-def newer_segment(path: Path) -> None:
-    header = bytearray(SegmentHeader.new(9, 65536, "x").pack())
-    for start in (0, 512):
-        struct.pack_into("<H", header, start + 8, 2)
-        struct.pack_into("<I", header, start + 108, crc32(header[start : start + 108]))
-    (path / segment_name(9)).write_bytes(header)
+    monkeypatch.setattr(os, "open", refuse)
+    for function in (Log.open, verify):
+        with pytest.raises(SpoolFailedError, match="may not be read"):
+            function(spool_path)
+    monkeypatch.undo()
+    assert snapshot(spool_path) == before
 
 
 @pytest.mark.parametrize("has_lock", [True, False])
@@ -448,19 +300,17 @@ def headers_in_headers(header: SegmentHeader) -> bytes:
 
 @pytest.mark.parametrize(
     "make",
-    map(
-        garbage,
-        [
-            random_content,
-            one_frame_and_room,
-            tiny_frames,
-            damaged_payloads,
-            damaged_tiny_payloads,
-            magic_and_tag,
-            plausible_headers,
-            headers_in_headers,
-        ],
-    ),
+    [
+        random_content,
+        one_frame_and_room,
+        tiny_frames,
+        damaged_payloads,
+        damaged_tiny_payloads,
+        magic_and_tag,
+        plausible_headers,
+        headers_in_headers,
+    ],
+    ids=lambda make: make.__name__,
 )
 def test_open_takes_less_than_two_seconds_whatever_fills_a_large_segment(io_loop, spool_path, expect_log, make):
     expect_log += ["damaged", "cannot be told in time"]

@@ -541,7 +541,7 @@ async def test_nothing_intact_is_lost_under_reads_appends_release_and_repair_at_
     repairing = asyncio.create_task(asyncio.to_thread(repair_all))
     for start in range(0, total, 30):
         await asyncio.gather(*(log.append(payload(number)) for number in range(start, start + 30)))
-        with log._release_lock:  # between two replacements: this is about damage of the disk, not of a file on its way
+        with log._releaser.lock:  # between two replacements: this is about damage of the disk, not of a file on its way
             sealed = log._index.wholly_below(start)
             segment = dice.choice(sealed) if sealed and start % 90 == 0 else None
             number = segment.first_seq + 15 if segment is not None else -1

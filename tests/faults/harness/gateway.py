@@ -18,8 +18,8 @@ import yaml
 
 from harness import patching
 
-FDATASYNC, PWRITEV = 75, 296
-"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them."""
+FDATASYNC, PWRITEV, PWRITEV2 = 75, 296, 328
+"""System call numbers on x86-64, as ``/proc/<pid>/task/<tid>/syscall`` shows them. Python's `pwritev` is either."""
 
 
 class Gateway:
@@ -107,7 +107,7 @@ class Gateway:
         tasks = [task / "syscall" for task in Path(f"/proc/{self.pid}/task").iterdir()]
         in_commit = False
         while not in_commit and time.monotonic() < deadline:
-            in_commit = any(_number(task) in (FDATASYNC, PWRITEV) for task in tasks)
+            in_commit = any(_number(task) in (FDATASYNC, PWRITEV, PWRITEV2) for task in tasks)
         return self.kill(), in_commit
 
     def stop(self, secs: float = 20.0, number: int = signal.SIGTERM) -> tuple[int, float]:

@@ -16,6 +16,10 @@ from typing import NamedTuple
 
 import orjson
 
+_BLOCK_BYTES = 1 << 18
+_OUT_OF_ORDER_SECS = 0.5
+"""By how much at most a line is older than one before it: a writer takes the time before it writes."""
+
 
 class Entry(NamedTuple):
     """One line of a ledger."""
@@ -47,6 +51,25 @@ def read(path: Path, start: int = 0) -> Iterator[Entry]:
     for line in lines:
         event_id, digest, at = line.decode().split(" ")
         yield Entry(event_id, digest, float(at))
+
+
+def recent(path: Path, since: float) -> Iterator[Entry]:
+    """Yield the entries that were written from a moment on; reads the end of the file alone."""
+    if not path.exists():
+        return
+    lines: list[bytes] = []
+    with path.open("rb") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        while start:
+            start = max(start - _BLOCK_BYTES, 0)
+            file.seek(start)
+            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
+            if lines and float(lines[0].split(b" ")[2]) < since - _OUT_OF_ORDER_SECS:
+                break
+    for line in lines:
+        event_id, digest, at = line.decode().split(" ")
+        if float(at) >= since:
+            yield Entry(event_id, digest, float(at))
 
 
 def digest_of(event: object) -> str:

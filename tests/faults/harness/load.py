@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -38,8 +39,9 @@ class Load:
     """A running load generator.
 
     `senders` connections; `rate` requests a second all together, 0 for as many as get an answer; sizes of requests are
-    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `open_loop` a request is due at its
-    time whatever became of those before it, and how late its answer is counts from then (`latencies`).
+    mixed between one small event and `most_bytes`; ids begin with `prefix`. With `least_bytes` no event is smaller.
+    With `open_loop` a request is due at its time whatever became of those before it, and how late its answer is counts
+    from then (`latencies`).
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Load:
         senders: int = 8,
         rate: float = 0.0,
         most_bytes: int = 65_536,
+        least_bytes: int = 0,
         prefix: str = "e",
         repeat: bool = False,
         requests: int = 0,
@@ -64,7 +67,8 @@ class Load:
         orders = {
             "sent": str(self.sent), "acknowledged": str(self.acknowledged), "answers": str(self.answers), "port": port,
             "key": key, "senders": senders, "rate": rate, "most_bytes": most_bytes, "prefix": prefix, "repeat": repeat,
-            "requests": requests, "copies": copies, "times": str(self.times) if open_loop else "",
+            "requests": requests, "copies": copies, "least_bytes": least_bytes,
+            "times": str(self.times) if open_loop else "",
         }  # fmt: skip
         command = [sys.executable, "-m", "harness.load", json.dumps(orders)]
         self._process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
@@ -89,12 +93,19 @@ class Load:
 
     def acked_between(self, start: float, end: float) -> int:
         """Return how many events were acknowledged in a stretch of monotonic time."""
-        return sum(start <= entry.at < end for entry in ledger.read(self.acknowledged))
+        return sum(entry.at < end for entry in ledger.recent(self.acknowledged, start))
 
-    def in_flight(self, at: float) -> int:
-        """Return how many events had been sent at a moment and were never acknowledged, the last second's only."""
-        done = {entry.event_id for entry in ledger.read(self.acknowledged)}
-        return sum(at - 1.0 <= entry.at <= at and entry.event_id not in done for entry in ledger.read(self.sent))
+    def wait_for_acked(self, since: float, n_events: int, secs: float = 10.0) -> None:
+        """Wait until so many events were acknowledged from a moment on."""
+        deadline = time.monotonic() + secs
+        while sum(1 for _ in ledger.recent(self.acknowledged, since)) < n_events:
+            assert time.monotonic() < deadline, f"not {n_events} events acknowledged within {secs:g} s"
+            time.sleep(0.01)
+
+    def in_flight(self, at: float, secs: float = 1.0) -> int:
+        """Return how many events had been sent in the `secs` before a moment and were never acknowledged."""
+        done = {entry.event_id for entry in ledger.recent(self.acknowledged, at - secs)}
+        return sum(entry.at <= at and entry.event_id not in done for entry in ledger.recent(self.sent, at - secs))
 
     def latencies(self, start: float, end: float) -> list[float]:
         """Return how long the requests that were due in a stretch of monotonic time took, in seconds; all of them were
@@ -151,7 +162,7 @@ class _Sender(threading.Thread):
             {
                 **EVENT,
                 "event_id": f"{self.orders['prefix']}-{self.number}-{count + at}",
-                "extras": {"pad": _pad(dice, most)},
+                "extras": {"pad": _pad(dice, most, self.orders["least_bytes"])},
             }
             for at in range(n_events)
         ]
@@ -204,9 +215,9 @@ class _Sender(threading.Thread):
         time.sleep(PAUSE_SECS)
 
 
-def _pad(dice: random.Random, most: int) -> str:
+def _pad(dice: random.Random, most: int, least: int) -> str:
     """Return text of a random size: mostly small, now and then as large as allowed."""
-    size = min(int(dice.paretovariate(0.7)) * 20, most)
+    size = max(min(int(dice.paretovariate(0.7)) * 20, most), least)
     return f"{dice.getrandbits(32):08x}" * (size // 8)
 
 
@@ -221,6 +232,12 @@ def _answer(sock: socket.socket) -> tuple[int, bytes, bool]:
     while len(body) < length:
         body += _some(sock)
     return int(head.split(b" ")[1]), body, b"connection: close" in headers
+
+
+def code_of(answer: bytes) -> str | None:
+    """Return the code of the first detail of an answer; None when it has none."""
+    found = re.search(rb'"code":"([^"]+)"', answer)
+    return found[1].decode() if found else None
 
 
 def _some(sock: socket.socket) -> bytes:
@@ -240,6 +257,7 @@ class _State:
         self.hurry = True
         self._lock = threading.Lock()
         self._statuses: Counter[str] = Counter()
+        self._codes: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._samples: dict[str, str] = {}
         self._slowest: dict[str, float] = {}
@@ -275,12 +293,16 @@ class _State:
                 self._latencies.append(secs)
             elif status not in self._samples:
                 self._samples[status] = sample[:300].decode(errors="replace")
+            if (code := code_of(sample)) is not None:
+                self._codes[code] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Return how many answers there were of each kind, the latency of successes in seconds, samples of the rest."""
+        """Return how many answers there were of each status and code, the latency of successes in seconds, samples of
+        the rest."""
         ordered = sorted(self._latencies) or [0.0]
         quantiles = {f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 90, 99)}
-        return {"statuses": self._statuses, "samples": self._samples, "slowest": self._slowest, **quantiles}
+        counts = {"statuses": self._statuses, "codes": self._codes}
+        return {**counts, "samples": self._samples, "slowest": self._slowest, **quantiles}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from harness.record import Row
 INSTALL = {
     "strace": "apt-get install -y strace",
     "prlimit": "apt-get install -y util-linux",
+    "setpriv": "apt-get install -y util-linux",
     "losetup": "apt-get install -y mount",
     "mkfs.ext4": "apt-get install -y e2fsprogs",
     "faketime": "apt-get install -y faketime",

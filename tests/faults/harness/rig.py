@@ -5,22 +5,35 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import orjson
 
 from harness import ledger, oracle
 from harness.gateway import Gateway
-from harness.load import EVENT, Load
+from harness.load import EVENT, Load, code_of
 from harness.record import Row
 from harness.target import Target
 
 KEY = "test-key-0123456789"
 QUICK = {"batch": {"max_events": 500, "max_age_secs": 0.02}, "retry": {"initial_secs": 0.05, "max_secs": 0.3}}
 """Options of a sink whose target comes back within the test."""
+
+T = TypeVar("T")
+
+
+class Probe(NamedTuple):
+    """What one request of one event got."""
+
+    status: int
+    code: str | None
+    """Of a refusal: ``busy.full``."""
+    secs: float
+    at: float
+    """When it was sent, monotonic."""
 
 
 class Rig:
@@ -57,6 +70,10 @@ class Rig:
         """Return the options of a sink that writes below `events`."""
         return {"type": "file", "path": str(self.folder / "events"), **QUICK, **options}
 
+    def hold(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context, for example a mounted disk; it is left with the test, after what was started later."""
+        return self._stack.enter_context(context)
+
     def start(self, **options: Any) -> Gateway:
         """Start a gateway on the configuration; it is killed with the test if it still runs then."""
         return self._stack.enter_context(Gateway(self.config, **options))
@@ -74,6 +91,19 @@ class Rig:
         body = orjson.dumps({**EVENT, "event_id": event_id, **fields})
         status, answer = gateway.request("POST", "/ingest", body)
         return status, orjson.loads(answer)
+
+    def probe(self, gateway: Gateway, *, secs: float = 10.0, **fields: Any) -> Probe:
+        """Post one event outside of the load and say what came of it; the ledgers know of it."""
+        event_id = f"probe-{time.monotonic_ns()}"
+        event = {**EVENT, "event_id": event_id, **fields}
+        line = [(event_id, ledger.digest_of(event))]
+        ledger.Ledger(self.folder / "fresh-sent.log").write(line)
+        started = time.monotonic()
+        status, answer = gateway.request("POST", "/ingest", orjson.dumps(event), secs=secs)
+        took = time.monotonic() - started
+        if status == 200:
+            ledger.Ledger(self.folder / "fresh-acked.log").write(line)
+        return Probe(status, code_of(answer), took, started)
 
     def post_batch(self, gateway: Gateway, event_ids: Iterable[str]) -> tuple[int, dict[str, Any]]:
         """Post events in one request, which makes them one frame; they are in no ledger."""
@@ -110,10 +140,8 @@ class Rig:
         """Hold what was delivered to one sink against what was sent and acknowledged (L, C, F, D) and note it."""
         sent, acked = self.folder / "all-sent.log", self.folder / "all-acked.log"
         loads = list(loads)
-        fresh = self.folder / "fresh-sent.log"
-        extra = fresh.read_bytes() if fresh.exists() else b""
-        sent.write_bytes(b"".join(load.sent.read_bytes() for load in loads) + extra)
-        acked.write_bytes(b"".join(load.acknowledged.read_bytes() for load in loads))
+        sent.write_bytes(b"".join(load.sent.read_bytes() for load in loads) + self._fresh("sent"))
+        acked.write_bytes(b"".join(load.acknowledged.read_bytes() for load in loads) + self._fresh("acked"))
         found = oracle.judge(sent, acked, delivered, letters)
         row.losses += len(found.lost)
         row.corrupt += len(found.corrupt)
@@ -125,6 +153,11 @@ class Rig:
         if duplicates is not None:
             assert found.duplicates <= duplicates, f"{found.duplicates} delivered twice, at most {duplicates} may be"
         return found
+
+    def _fresh(self, what: str) -> bytes:
+        """Return what the ledgers say of events outside of the loads."""
+        path = self.folder / f"fresh-{what}.log"
+        return path.read_bytes() if path.exists() else b""
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,0 +1,86 @@
+"""D10: three times as much as it can take, sent without waiting for answers."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from harness.rig import KEY
+from harness.surge import Surge, p99
+
+CAPACITY_SECS, OVERLOAD_SECS, CALM_SECS = 10, 60, 8
+TIMES = 3.0
+CALM_SHARE = 0.3
+"""Of the capacity: what is sent before and after, to see how long answers take when nothing is wrong."""
+CONNECTIONS = 32
+"""`server.limits.connections`: the only refusal that costs much less than an answer. Senders beyond it get 503."""
+GOODPUT_SHARE = 0.8
+REFUSED_SECS, REFUSED_TIMES = 0.1, 3
+"""99 of 100 refusals are answered within this time, or so many times what answers take in the calm before."""
+RECOVERY_SECS = 5.0
+
+
+@contextmanager
+def on_processors(which: slice) -> Iterator[None]:
+    """Let processes that are started meanwhile run on some of the processors: a flood must not starve what it hits."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[which] or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.full
+def test_d10_overload_is_refused_quickly_and_what_is_taken_is_kept(rig: Any, row: Any) -> None:
+    bound = f"0 lost, goodput at least {GOODPUT_SHARE:.0%} of capacity, answers as before within {RECOVERY_SECS:g} s"
+    what = f"{TIMES:g}x capacity for {OVERLOAD_SECS} s, open loop"
+    with row("D10", what=what, unit="requests", bound=bound) as found:
+        with on_processors(slice(1, None)):
+            target = rig.target()
+        rig.configure({"crm": rig.http_sink(target)}, server={"limits": {"connections": CONNECTIONS}})
+        with on_processors(slice(0, 1)):
+            gateway = rig.start()
+        with on_processors(slice(1, None)), ExitStack() as stack:
+
+            def surge(prefix: str, *, rate: float, secs: float, connections: int = 0) -> Surge:
+                options = {"rate": rate, "secs": secs, "connections": connections}
+                return stack.enter_context(Surge(rig.folder, gateway.port, KEY, prefix, **options))
+
+            closed = surge("capacity", rate=0, secs=CAPACITY_SECS, connections=CONNECTIONS)
+            taken = closed.wait()
+            assert {item.status for item in taken} == {200}
+            capacity = len(taken) / CAPACITY_SECS
+            calm = surge("before", rate=capacity * CALM_SHARE, secs=CALM_SECS)
+            usual = p99(item.secs for item in calm.wait())
+            over = surge("over", rate=capacity * TIMES, secs=OVERLOAD_SECS)
+            answers = over.wait()
+            after = surge("after", rate=capacity * CALM_SHARE, secs=RECOVERY_SECS + CALM_SECS)
+            later = after.wait()
+        found.tried = len(answers)
+        statuses = Counter(item.status for item in answers)
+        assert len(answers) >= 0.95 * TIMES * capacity * OVERLOAD_SECS, "it was not sent at its time"
+        assert set(statuses) == {200, 503}, f"every request has an answer: {statuses}"
+        assert statuses[503] >= 0.1 * len(answers), "it was no overload"
+        goodput = statuses[200] / OVERLOAD_SECS / capacity
+        assert goodput >= GOODPUT_SHARE
+        refused = p99(item.secs for item in answers if item.status == 503)
+        assert refused <= max(REFUSED_SECS, REFUSED_TIMES * usual)
+        recovered_at = max(item.due for item in answers) + RECOVERY_SECS
+        recovered = [item for item in later if item.due >= recovered_at]
+        assert {item.status for item in recovered} == {200}
+        assert p99(item.secs for item in recovered) <= max(REFUSED_SECS, 2 * usual)
+        rig.settle(gateway, ["crm"], 60)
+        rig.is_alive(gateway, target)
+        assert gateway.stop()[0] == 0
+        checked = rig.check(found, [closed, calm, over, after], target.delivered(), duplicates=0)
+        found.note(
+            f"capacity {capacity:.0f} requests of 20 events a second on one processor, goodput {goodput:.0%} of it;"
+            f" 99 of 100 answers 503 came within {refused * 1000:.0f} ms (the matrix asks for 50), in calm 99 of 100"
+            f" answers within {usual * 1000:.0f} ms; {OVERLOAD_SECS} s where the matrix asks for 5 min;"
+            f" {checked.acknowledged:,} events acknowledged"
+        )

@@ -31,8 +31,7 @@ from edge.spool.format import REPLAY
 from edge.spool.inspect import dump
 
 LETTERS = 6000
-KILLS = min(int(os.environ.get("EDGE_FAULTS_KILLS", "5")) // 5, 4)
-"""`make faults` kills more often than `make test` does."""
+KILLS = 4 if os.environ.get("EDGE_FAULTS") == "full" else 1
 IDS = {f"evt_{number}" for number in range(LETTERS)}
 
 

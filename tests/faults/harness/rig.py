@@ -127,6 +127,8 @@ class Rig:
         for sink in sinks:
             oracle.wait_for(lambda sink=sink: gateway.pending(sink) == 0, secs, f"{sink} has had everything")
         oracle.wait_for(lambda: gateway.unaccounted() == 0, 2.0, "the books balance")
+        # What balanced once has to stay so: nothing is in flight any more.
+        assert gateway.unaccounted() == 0
 
     def check(
         self,

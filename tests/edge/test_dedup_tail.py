@@ -127,7 +127,11 @@ async def test_segments_older_than_the_window_are_not_all_read(spool: Spool, mon
         await spool.store([f"evt_{number}"], at=0)
     read = []
     real = spool.log.read
-    monkeypatch.setattr(spool.log, "read", lambda position, size, **options: read.append(position) or real(position, size, **options))
+    monkeypatch.setattr(
+        spool.log,
+        "read",
+        lambda position, size, **options: read.append(position) or real(position, size, **options),
+    )
     await load(spool, HandClock(wall=WINDOW_SECS + LATE_SECS + 1))
     assert len(read) < 4 < len(spool.log.starts())
 

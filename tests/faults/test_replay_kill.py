@@ -185,7 +185,14 @@ def test_command_killed_while_a_gateway_replays_leaves_the_gateway_as_it_was(sit
     assert gateway.wait(20) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.full),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.full),
+    ],
+)
 def test_on_a_terminal_it_shows_its_progress_and_says_how_to_go_on(site: Site, number: int) -> None:
     main, terminal = pty.openpty()
     command = site.edge("dead-letters", "replay", stdin=terminal, stdout=terminal, stderr=terminal)

@@ -10,7 +10,7 @@ from spoolmachine import SpoolMachine
 
 def test_spool_agrees_with_its_model_whatever_happens(scale, row, monkeypatch):
     monkeypatch.setattr("edge.spool.writer.RETRY_SECS", 0.005)
-    examples = scale(500, 15_000)
+    examples = scale(500, 12_000)
     with (
         row(
             "A6", what="appends, cursors, releases, kills, power cuts, failing calls, flipped bits", unit="examples"

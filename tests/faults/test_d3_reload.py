@@ -110,7 +110,7 @@ def test_d3_storm_of_reloads_fails_no_request_and_leaks_nothing(rig: Any, row: A
     reloads = scale(20, 100)
     secs = scale(4, 60)
     # The allocator takes some dozens of reloads until it has what it needs; a small figure has to allow for that.
-    warm_ups, share = scale(10, 60), scale(10, 5) / 100
+    warm_ups, share = scale(10, 100), scale(10, 5) / 100
     bound = f"0 failed requests, 0 lost, memory +{share:.0%}, descriptors +0, threads +0 but for a pool"
     with row("D3", what="SIGHUP under load, one in five invalid", unit="reloads", bound=bound) as found:
         target = rig.target()

@@ -74,8 +74,8 @@ class Gateway:
         self.kill()
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of its log."""
-        lines = self.log_path.read_text(errors="replace").splitlines()
+        """Return the lines of its log, without one that is just being written."""
+        lines = self.log_path.read_text(errors="replace").rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for_log(self, event: str, secs: float = 10.0) -> dict[str, Any]:

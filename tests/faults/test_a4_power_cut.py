@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.powercut import CutDisk, missing
+from harness.processes import Senders, delivered, gateway
 from harness.record import Row
-from powercut import CutDisk, missing
-from processes import Senders, delivered, gateway
 
 RECOVER_SECS = 15.0
 _UNSYNCED = """

@@ -121,7 +121,7 @@ Launch = Callable[..., Awaitable[Running]]
 @pytest.fixture
 def http_server() -> str:
     """Which HTTP server the gateways of a test have; the tests of HTTP itself run on both."""
-    return "fast"
+    return "tornado"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def newest_segments(spool: Log, end: int, is_stopped: Callable[[], bool]) -> Ite
 
 def _segment(spool: Log, position: int, stop: int, is_stopped: Callable[[], bool]) -> Iterator[Stored]:
     while position < stop and not is_stopped():
-        result = spool.read(position, READ_BYTES)
+        result = spool.read(position, READ_BYTES, is_needed=False)
         for frame in result.frames:
             # Replayed events are not looked at: they were stored before, and what a sender sends again is not them.
             if frame.kind == EVENTS and frame.seq < stop and (stored := _stored(frame)) is not None:

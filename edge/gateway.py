@@ -318,7 +318,11 @@ class Gateway:
         return self._workers.get(sink_id)
 
     async def _release(self) -> None:
-        """Let go of segments that every sink is durably past, and that are not being read for their ids."""
+        """Let go of segments that every sink is durably past, and that are not being read for their ids.
+
+        Before that, the sinks say what their log lines have held back.
+        """
+        self._workers.remind()
         if self._dedup is not None and not self._dedup.is_ready:
             return
         await asyncio.to_thread(self._spool.release, self._workers.release_position)

@@ -133,6 +133,11 @@ class Workers:
             if isinstance(error, BaseException):
                 log.error("a sink could not be stopped in order", exc_info=error)
 
+    def remind(self) -> None:
+        """Let every sink say what its log lines have held back."""
+        for worker in self._workers.values():
+            worker.remind()
+
     def get(self, sink_id: str) -> SinkWorker | None:
         """Return the worker of a sink."""
         return self._workers.get(sink_id)

@@ -210,7 +210,12 @@ def _move(
     _found(chosen)
     configured = {sink.id for sink in config.sinks}
     if action == "replay" and (gone := sorted(set(chosen) - configured)):
-        fail(f"sink {gone[0]} is not in the configuration any more; its dead letters can only be dropped")
+        # Without --sink these were not asked for by name: the others can go on.
+        said = f"sink {gone[0]} is not in the configuration any more; its dead letters can only be dropped"
+        chosen = {sink: ids for sink, ids in chosen.items() if sink in configured}
+        if not chosen:
+            fail(said)
+        click.echo(f"edge: left out: {said}", err=True)
     done = "replayed" if action == "replay" else "dropped"
     if dry_run:
         for sink, ids in chosen.items():

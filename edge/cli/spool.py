@@ -147,7 +147,9 @@ def verify(config_path: Path, log_path: Path | None) -> None:
         click.echo()
         output.table(("What", "Where", "How much"), damage)
     click.echo()
-    click.echo(output.mark("intact", "green") if report.is_intact else output.mark("damaged", "red"))
+    is_damaged = bool(report.corrupt or report.unreadable)
+    verdict = output.mark("damaged", "red") if is_damaged else output.mark("events are missing", "red")
+    click.echo(output.mark("intact", "green") if report.is_intact else verdict)
     raise SystemExit(OK if report.is_intact else NEGATIVE)
 
 

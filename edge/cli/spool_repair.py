@@ -33,12 +33,13 @@ WOULD: Final = {
 def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
     """Do at once what starts and readers of the spool would do one by one.
 
-    Damaged bytes are moved to quarantine and their segments rewritten without them, files that are no segments are
-    moved there too, a torn end is cut, leftovers are removed. Intact frames stay, always. Works on a running gateway
-    (all but the segment that is being written) and on a stopped one. Exit 1 when events are missing, since those stay
-    gone unless their senders send them again, and when something could not be mended. Can be run again at any time.
+    Damaged bytes are moved to quarantine and their segments rewritten without them, segments whose header cannot be
+    read are moved there too, a torn end is cut, leftovers are removed. Intact frames stay, always. Works on a running
+    gateway (all but the segment that is being written) and on a stopped one. Exit 1 when events are missing, since
+    those stay gone unless their senders send them again, and when something could not be mended. Can be run again at
+    any time.
     """
-    from edge.spool.errors import SpoolLockedError
+    from edge.spool.errors import SpoolFormatError, SpoolLockedError
     from edge.spool.repair import RepairReport, plan
     from edge.spool.repair import repair as repair_directory
 
@@ -65,6 +66,8 @@ def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
                 _ask(config, hear)
     except (EdgeError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        if isinstance(error, SpoolFormatError):
+            fail(reason)
         fail(f"{reason}\nWhat was repaired before stays so: run the same command again to go on.")
     _print(path, report, dry_run=False)
 
@@ -137,6 +140,7 @@ def _print(path: Path, report: RepairReport, *, dry_run: bool) -> NoReturn:
         click.echo(output.mark("nothing to repair", "green"))
     if report.missing:
         click.echo(
-            "events are missing: they were stored and are gone; only their senders can send them again", err=True
+            "events are missing: they were stored and are gone; what a sink lacks only its senders can send again",
+            err=True,
         )
     raise SystemExit(NEGATIVE if is_left or report.missing else OK)

@@ -98,6 +98,7 @@ class Delivery:
         self.reporter = self._reporter
         self.is_open = False
         """Whether `edge_open` succeeded and the connection is not known to be lost."""
+        self._was_open = False
         self.last_error = ""
         """What went wrong last; empty after a success."""
         self._retry_at = 0.0
@@ -110,8 +111,13 @@ class Delivery:
         return max(0.0, self._retry_at - self._clock.monotonic())
 
     async def open(self) -> None:
-        """Open the sink, trying until it works or the worker stops."""
-        if await self._ready(None) is Readiness.READY:
+        """Open the sink for the first time, trying until it works or the worker stops.
+
+        Later the attempt that needs it opens it. That it opens says little then: many sinks reach nobody by it, and a
+        circuit that failed attempts have opened is closed by an attempt.
+        """
+        if not self._was_open and await self._ready(None) is Readiness.READY:
+            self._was_open = True
             self._answered()
 
     async def deliver(self, window: Window) -> None:

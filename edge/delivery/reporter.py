@@ -19,11 +19,16 @@ class Limiter:
         self._last: float | None = None
         self._held_events = 0
 
-    def due(self, n_events: int = 0) -> int | None:
+    @property
+    def is_holding(self) -> bool:
+        """Whether there are events that no line has spoken of."""
+        return self._held_events > 0
+
+    def due(self, n_events: int = 0, *, at_once: bool = False) -> int | None:
         """Return the events to report now, with those held back before; None when the last line is too recent."""
         self._held_events += n_events
         now = self._clock.monotonic()
-        if self._last is not None and now - self._last < REMINDER_SECS:
+        if not at_once and self._last is not None and now - self._last < REMINDER_SECS:
             return None
         self._last = now
         held, self._held_events = self._held_events, 0
@@ -47,6 +52,8 @@ class Reporter:
         self._lost = Limiter(clock)
         self._dropped = Limiter(clock)
         self._internal = Limiter(clock)
+        self._died: dict[str, str] = {}
+        self._kept = True
 
     def failed(self, error: str, *, opened: bool, is_open: bool, wait_secs: float) -> None:
         """An attempt failed; `opened`: and the circuit opened with it, `is_open`: it is open now."""
@@ -72,10 +79,14 @@ class Reporter:
 
     def dead_lettered(self, n_events: int, reason: str, error: str, *, kept: bool) -> None:
         """Events were given up on."""
-        held = self._dead.due(n_events)
+        self._died = {"reason": reason, "error": error}
+        self._kept = kept
+        self._tell_dead(self._dead.due(n_events))
+
+    def _tell_dead(self, held: int | None) -> None:
         if held is not None:
-            line = "events became dead letters" if kept else "events were given up and, as configured, not kept"
-            log.error(line, sink=self._sink, events=held, reason=reason, error=error)
+            line = "events became dead letters" if self._kept else "events were given up and, as configured, not kept"
+            log.error(line, sink=self._sink, events=held, **self._died)
 
     def letters_failed(self, error: str) -> None:
         """Dead letters cannot be written; the sink waits."""
@@ -84,15 +95,29 @@ class Reporter:
 
     def lost(self, n_events: int) -> None:
         """The spool could not give back events that were accepted."""
-        held = self._lost.due(n_events)
+        self._tell_lost(self._lost.due(n_events))
+
+    def _tell_lost(self, held: int | None) -> None:
         if held is not None:
             log.error("the spool has lost events of a sink", sink=self._sink, events=held)
 
     def dropped(self, n_events: int) -> None:
         """Events were given up because the spool has no room and the sink is not required."""
-        held = self._dropped.due(n_events)
+        self._tell_dropped(self._dropped.due(n_events))
+
+    def _tell_dropped(self, held: int | None) -> None:
         if held is not None:
             log.error("the spool is full: the oldest events of a sink were dropped", sink=self._sink, events=held)
+
+    def remind(self, *, at_once: bool = False) -> None:
+        """Say how many events no line has spoken of yet, when it is time, or at once: every loss is said."""
+        for limiter, tell in (
+            (self._dead, self._tell_dead),
+            (self._lost, self._tell_lost),
+            (self._dropped, self._tell_dropped),
+        ):
+            if limiter.is_holding:
+                tell(limiter.due(at_once=at_once))
 
     def unreadable(self, error: BaseException) -> None:
         """The worker itself stumbled, over the spool's files or over a defect; it starts over from its cursor."""

@@ -160,6 +160,10 @@ class SinkWorker:
             self._stopped = asyncio.get_running_loop().create_task(self._stop(timeout_secs, deliver_pending))
         await asyncio.shield(self._stopped)
 
+    def remind(self) -> None:
+        """Say what happened to events since the last line about it; called every second or so."""
+        self._delivery.reporter.remind()
+
     async def save_past(self, position: int) -> bool:
         """Make the cursor durable now if it is past a position; return whether it is durably past it."""
         return await self._keeper.save_past(position)
@@ -368,6 +372,7 @@ class SinkWorker:
         await asyncio.wait(self._tasks, timeout=ABORT_SECS)
         await self._recorder.close()
         await self._keeper.close()
+        self._delivery.reporter.remind(at_once=True)
         await self._close_sink(max(CLOSE_SECS, deadline - loop.time()))
         if self.dead_letters is not None:
             await asyncio.wait({loop.create_task(self.dead_letters.close())}, timeout=CLOSE_SECS)

@@ -230,12 +230,14 @@ class Log:
         """Return the numbers of the first events of all segments, in order."""
         return self._index.starts()
 
-    def read(self, position: int, max_bytes: int) -> ReadResult:
+    def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
 
-        Blocks. Never goes past `durable_seq`. Raises `SpoolFailedError` when a segment cannot be opened now.
+        Blocks. Never goes past `durable_seq`. Raises `SpoolFailedError` when a segment cannot be opened now. Events
+        that are missing are counted as lost, unless the caller says that they are not needed: every sink may have had
+        them.
         """
-        return self._reader.read(position, max_bytes)
+        return self._reader.read(position, max_bytes, is_needed=is_needed)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have `callback` called on the loop with `durable_seq` after each commit; returns what ends that."""

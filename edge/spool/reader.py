@@ -28,6 +28,8 @@ class ReadResult:
     """In order and without a gap between them. The first one may start before the position that was asked for."""
     position: int = 0
     """Where to go on."""
+    is_needed: bool = True
+    """Whether somebody misses what is not there."""
     lost_events: int = 0
     """Events between the position that was asked for and the first frame (or `position`) that are not there."""
 
@@ -42,12 +44,12 @@ class Reader:
         self._lock = threading.Lock()
         self._hints: OrderedDict[int, tuple[Segment, int]] = OrderedDict()
 
-    def read(self, position: int, max_bytes: int) -> ReadResult:
+    def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
 
         Raises `SpoolFailedError` when a segment cannot be opened now.
         """
-        result = ReadResult(position=position)
+        result = ReadResult(position=position, is_needed=is_needed)
         left = max(max_bytes, 1)
         while left > 0 and (view := self._index.locate(result.position)) is not None:
             first_seq = view.segment.first_seq
@@ -112,7 +114,8 @@ class Reader:
 
     def _skip(self, segment: Segment, seq: int, result: ReadResult) -> int | None:
         """Step over a gap up to `seq`; None when the frames before it have to be returned first."""
-        self._quarantine.lost(segment.name, result.position, seq - result.position, 1)
+        if result.is_needed:
+            self._quarantine.lost(segment.name, result.position, seq - result.position, 1)
         if result.frames:
             return None
         result.lost_events += seq - result.position

@@ -201,7 +201,7 @@ def recover(dir_fd: int, files: Files, quarantine: Quarantine, shard: str, floor
     result.next_seq = _free_number(dir_fd, max(result.next_seq, end_of_log), empty)
     result.behind_cursor_events = max(floor - end_of_log, 0)
     result.duration_secs = time.monotonic() - started
-    _report(result, found)
+    _report(result, found, shard)
     return result
 
 
@@ -258,8 +258,9 @@ def _free_number(dir_fd: int, seq: int, empty: str) -> int:
         seq += 1
 
 
-def _report(result: Recovery, found: Discovery) -> None:
+def _report(result: Recovery, found: Discovery, shard: str) -> None:
     fields = {
+        "shard": shard,
         "segments": len(result.segments),
         "next_seq": result.next_seq,
         "torn_bytes": result.torn_bytes,

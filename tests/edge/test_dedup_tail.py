@@ -127,7 +127,11 @@ async def test_segments_older_than_the_window_are_not_all_read(spool: Spool, mon
         await spool.store([f"evt_{number}"], at=0)
     read = []
     real = spool.log.read
-    monkeypatch.setattr(spool.log, "read", lambda position, size: read.append(position) or real(position, size))
+    monkeypatch.setattr(
+        spool.log,
+        "read",
+        lambda position, size, **options: read.append(position) or real(position, size, **options),
+    )
     await load(spool, HandClock(wall=WINDOW_SECS + LATE_SECS + 1))
     assert len(read) < 4 < len(spool.log.starts())
 
@@ -183,10 +187,10 @@ async def test_segment_that_cannot_be_read_costs_what_it_holds_and_nothing_else(
     real = spool.log.read
     bad, after = spool.log.starts()[2:4]
 
-    def read(position: int, size: int) -> Any:
+    def read(position: int, size: int, **options: Any) -> Any:
         if position == bad:
             raise SpoolFailedError("the disk says no")
-        return real(position, size)
+        return real(position, size, **options)
 
     monkeypatch.setattr(spool.log, "read", read)
     dedup = await load(spool)

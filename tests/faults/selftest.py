@@ -26,26 +26,25 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_SECS = 180.0
 
 A5 = "tests/faults/test_a5_crash_states.py"
-D2 = "tests/faults/test_d1_drain.py::test_d2_kill_during_the_drain_loses_nothing"
-TOLD = "tests/edge/spool/test_log.py::test_append_is_answered_only_after_fdatasync_returned"
+A6 = "tests/faults/test_a6_model.py"
+A8 = "tests/faults/test_a8_bit_flips.py"
+B4 = "tests/faults/test_b4_fdatasync.py"
+C12 = "tests/faults/test_c12_refused.py"
+BOOKS = ("tests/edge/delivery/test_books.py", "tests/integration/test_books.py", "tests/integration/test_full_spool.py")
 
 CATCHERS: dict[str, tuple[str, ...]] = {
     "no-fdatasync": (A5,),
     "no-dir-fsync": (A5,),
-    "ack-before-fsync": (TOLD,),
-    "unlink-before-cursor": (
-        "tests/edge/delivery/test_progress.py::test_position_counts_as_durable_only_when_its_save_has_returned",
-    ),
-    "no-crc": ("tests/edge/spool/test_reader.py::test_flipped_bit_costs_one_frame",),
-    "length-not-covered": (
-        "tests/edge/spool/test_recovery.py::test_random_flips_in_the_last_segment_lose_only_what_they_touch",
-    ),
-    "seq-reuse": (D2,),
-    "dedup-before-commit": ("tests/faults/test_c12_refused.py",),
-    "retry-fsync": ("tests/edge/spool/test_faults.py::test_descriptor_whose_sync_failed_is_never_synced_again",),
-    "drop-not-counted": ("tests/edge/delivery/test_books.py", "tests/integration/test_books.py"),
-    "cursor-ahead": (D2,),
-    "reader-past-durable": (TOLD,),
+    "ack-before-fsync": (A6,),
+    "unlink-before-cursor": (A5,),
+    "no-crc": (A8,),
+    "length-not-covered": (A8,),
+    "seq-reuse": (A5,),
+    "dedup-before-commit": (C12,),
+    "retry-fsync": (B4,),
+    "drop-not-counted": BOOKS,
+    "cursor-ahead": (A5,),
+    "reader-past-durable": (A6,),
 }
 """Defect -> the rows and tests that are to notice it: as few and as quick ones as there are."""
 

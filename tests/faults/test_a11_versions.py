@@ -9,10 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
-import garbage
 import orjson
 import pytest
-from spoolbytes import Opener
+from harness import garbage
+from harness.spoolbytes import Opener
 
 from edge.delivery.letters import live_seqs, read_letters
 from edge.delivery.selection import EVERYTHING

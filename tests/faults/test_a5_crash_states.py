@@ -6,10 +6,10 @@ import shutil
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from crashcheck import Checker, Known
-from fastdir import fast_directory, quiet
-from scripted import SEGMENT_BYTES, SHARD, SINKS, Script, recorded
-from simfs import Disk, Op, materialise
+from harness.crashcheck import Checker, Known
+from harness.fastdir import fast_directory, quiet
+from harness.scripted import SEGMENT_BYTES, SHARD, SINKS, Script, recorded
+from harness.simfs import Disk, Op, materialise
 
 
 def record(root: Path, steps: int) -> list[Op]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastdir import fast_directory, quiet
+from harness.fastdir import fast_directory, quiet
+from harness.spoolmachine import SpoolMachine
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from spoolmachine import SpoolMachine
 
 
 def test_spool_agrees_with_its_model_whatever_happens(scale, row, monkeypatch):

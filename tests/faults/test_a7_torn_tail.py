@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fastdir import fast_directory, quiet
-from spoolbytes import Opener, payload_of, write_spool
+from harness.fastdir import fast_directory, quiet
+from harness.spoolbytes import Opener, payload_of, write_spool
 
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 

@@ -10,12 +10,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import garbage
-import openonce
 import pytest
-from fastdir import fast_directory
-from processes import HANG_SECS, KEY, RUN, gateway, opening
-from spoolbytes import write_spool
+from harness import garbage, openonce
+from harness.fastdir import fast_directory
+from harness.processes import HANG_SECS, KEY, RUN, gateway, opening
+from harness.spoolbytes import write_spool
 
 CASES = [*garbage.HARMLESS, *garbage.HARMFUL, *garbage.REFUSED]
 

@@ -45,8 +45,8 @@ def fill_and_drain(rig: Any, found: Any, volume: Path, cycles: int) -> None:
         filling.wait_for_acks(load)
         usual = max(usual, *(rig.probe(gateway).secs for _ in range(10)))
         filling.wait_until_quiet(load)
-        assert disks.free_bytes(volume) < SEGMENT_BYTES + METADATA_BYTES, "the disk is not full"
-        assert not gateway.is_ready()
+        oracle.wait_for(lambda: disks.free_bytes(volume) < SEGMENT_BYTES + METADATA_BYTES, 20, "the disk is full")
+        oracle.wait_for(lambda: not gateway.is_ready(), 5, "it is not ready")
         for _ in range(10):
             told = rig.probe(gateway, **filling.LARGER_THAN_LEFT)
             assert (told.status, told.code) == (503, "busy.full")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from crashcheck import Checker, Known
-from fastdir import fast_directory, quiet
-from scripted import SEGMENT_BYTES, SHARD, SINKS, Script, recorded
-from simfs import Disk, materialise
+from harness.crashcheck import Checker, Known
+from harness.fastdir import fast_directory, quiet
+from harness.scripted import SEGMENT_BYTES, SHARD, SINKS, Script, recorded
+from harness.simfs import Disk, materialise
 
 
 @pytest.mark.parametrize("largest", [1, 13, 32, 511, 4097])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from processes import RUN, Senders, delivered, gateway, opening
+from harness.processes import RUN, Senders, delivered, gateway, opening
 
 REFUSE_SECS = 1.0
 

@@ -12,8 +12,9 @@ from harness import oracle
 MIB = 1 << 20
 RATE = 150
 """Requests a second; about five events each."""
-PHASE_SECS = 8.0
-SETTLE_SECS = 1.0
+ALTERNATIONS = 20
+PHASE_SECS = 4.0
+SETTLE_SECS = 0.7
 """The beginning of a phase that is not measured: the reload itself, and sinks that come and go."""
 RATIO, FLOOR_SECS = 1.2, 0.005
 """What a p99 may grow to, and what it may grow by however small it was: the machine is shared."""
@@ -30,7 +31,6 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.full
 @pytest.mark.parametrize("bad", [("dead", "slow"), ("hang", "drip")], ids="-".join)
 def test_c2_bad_sinks_cost_the_others_nothing(rig: Any, row: Any, bad: tuple[str, str]) -> None:
-    alternations = 10
     what = "slow, hanging, dripping and dead sinks beside a good one"
     bound = "ingest p99 and the good sink's p99 <= 1.2x, RSS + 64 MiB at most"
     with row("C2", what=what, unit="phases", bound=bound) as found:
@@ -44,7 +44,7 @@ def test_c2_bad_sinks_cost_the_others_nothing(rig: Any, row: Any, bad: tuple[str
         # Not the same way round each time: whatever drifts is in both.
         stretches: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         growth = 0
-        for at in range(2 * alternations):
+        for at in range(2 * ALTERNATIONS):
             with_bad = at % 4 in (1, 2)
             rig.configure({**good, **(sinks if with_bad else {})})
             gateway.reload()
@@ -89,6 +89,7 @@ def test_c2_an_attempt_ends_in_time(rig: Any, row: Any, scale: Any) -> None:
         targets = {name: rig.target(name, **BAD[name]) for name in ("hang", "drip")}
         rig.configure({name: rig.http_sink(of, timeout_secs=TIMEOUT_SECS) for name, of in targets.items()})
         gateway = rig.start()
+        n_before = gateway.n_descriptors()
         rig.post(gateway, "waiting")
         for name, target in targets.items():
             oracle.wait_for(
@@ -97,11 +98,12 @@ def test_c2_an_attempt_ends_in_time(rig: Any, row: Any, scale: Any) -> None:
             took = [end - start for start, end in zip(target.moments("asked"), target.moments("left"), strict=False)]
             found.tried += len(took)
             found.note(f"{name}: attempts took {min(took):.2f} to {max(took):.2f} s")
-            # A drip is noticed to be gone with the next byte, which is a second later.
-            slack = 0.5 + (1.1 if name == "drip" else 0.0)
+            # That the other side has gone shows with the second byte written after it, two seconds later.
+            slack = 0.5 + (2.2 if name == "drip" else 0.0)
             assert all(TIMEOUT_SECS * 0.9 <= secs <= TIMEOUT_SECS + slack for secs in took), took
             assert gateway.attempts(name, "timeout") >= len(took)
             target.order(mode="answer")
             oracle.wait_for(lambda of=name: gateway.pending(of) == 0, 10, "delivery")
             # What drips its answer has taken the events each time: that is what at least once means.
             assert {entry.event_id for entry in target.delivered()} == {"waiting"}
+        assert gateway.n_descriptors() <= n_before + 5, "connections were left open"

@@ -31,8 +31,7 @@ from edge.spool.format import REPLAY
 from edge.spool.inspect import dump
 
 LETTERS = 6000
-KILLS = min(int(os.environ.get("EDGE_FAULTS_KILLS", "5")) // 5, 4)
-"""`make faults` kills more often than `make test` does."""
+KILLS = 4 if os.environ.get("EDGE_FAULTS") == "full" else 1
 IDS = {f"evt_{number}" for number in range(LETTERS)}
 
 
@@ -186,7 +185,14 @@ def test_command_killed_while_a_gateway_replays_leaves_the_gateway_as_it_was(sit
     assert gateway.wait(20) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.full),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.full),
+    ],
+)
 def test_on_a_terminal_it_shows_its_progress_and_says_how_to_go_on(site: Site, number: int) -> None:
     main, terminal = pty.openpty()
     command = site.edge("dead-letters", "replay", stdin=terminal, stdout=terminal, stderr=terminal)

@@ -341,3 +341,23 @@ async def test_books_balance_whatever_is_dropped_when(
     assert cursor.dead_lettered == counted["crm", DEAD] == len(await st.letters())
     assert cursor.dropped > 0
     assert st.sink.overlaps == 0
+
+
+async def test_circuit_that_attempts_have_opened_is_not_closed_by_a_drop(
+    spool: Any, station: Any, clock: Any, until: Any, eventually: Any, expect_log: list[str]
+) -> None:
+    expect_log.append("circuit opened")
+    st = station(clock=clock)
+    st.sink.script = [RetryableError("down", retry_after=1000, open_circuit=True)]
+    worker = st.start()
+    for _ in range(3):
+        await spool.put(10)
+    await eventually(lambda: clock.sleeping == [1000.0])
+    assert worker.snapshot().circuit == 2
+    assert await worker.drop_before(20)
+    # It waits for the time of its probe, and opens (which reaches nobody) only for that.
+    await eventually(lambda: clock.sleeping == [1000.0])
+    assert worker.snapshot().circuit == 2
+    await until(lambda: st.settled)
+    assert worker.snapshot().circuit == 0
+    st.assert_balanced()

@@ -204,3 +204,26 @@ async def test_worker_tells_how_many_dead_letters_the_cap_pushed_out(
     assert snapshot.dead_letters_evicted + snapshot.dead_letters == 30
     [levels] = [{record.levelname for record in caplog.records if "letters are full" in str(record.msg)}]
     assert levels == {"ERROR"}
+
+
+async def test_every_dead_letter_is_said_in_the_end(
+    spool: Any, station: Any, clock: Any, until: Any, expect_log: list[str], caplog: Any
+) -> None:
+    expect_log.append("dead letters")
+    st = station(clock=clock, max_events=1)
+    st.sink.script = [PermanentError("no")] * 7
+    worker = st.start()
+    await spool.put(7)
+    await until(lambda: st.settled)
+
+    def told() -> list[int]:
+        return [record.msg["events"] for record in caplog.records if "dead letters" in record.msg.get("event", "")]
+
+    assert told() == [1]
+    worker.remind()
+    assert told() == [1]  # too soon
+    clock.advance(61)
+    worker.remind()
+    assert told() == [1, 6]
+    worker.remind()
+    assert told() == [1, 6]

@@ -10,7 +10,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from garbage import HARMLESS, newer_meta, newer_segment, unsealed
+from harness.garbage import HARMLESS, newer_meta, newer_segment, unsealed
 
 from edge.spool import Cursor, CursorFile, Log, SpoolFailedError, SpoolFormatError
 from edge.spool.format import (

@@ -35,6 +35,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
+    def __del__(self) -> None:
+        os.close(self._fd)
+
     def write(self, entries: Iterable[tuple[str, str]]) -> None:
         """Append entries, in one piece."""
         now = time.monotonic()

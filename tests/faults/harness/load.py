@@ -59,11 +59,13 @@ class Load:
         requests: int = 0,
         copies: int = 1,
         open_loop: bool = False,
+        name: str = "",
     ) -> None:
-        self.sent = folder / f"{prefix}-sent.log"
-        self.acknowledged = folder / f"{prefix}-acked.log"
-        self.answers = folder / f"{prefix}-answers.json"
-        self.times = folder / f"{prefix}-times.log"
+        name = name or prefix
+        self.sent = folder / f"{name}-sent.log"
+        self.acknowledged = folder / f"{name}-acked.log"
+        self.answers = folder / f"{name}-answers.json"
+        self.times = folder / f"{name}-times.log"
         orders = {
             "sent": str(self.sent), "acknowledged": str(self.acknowledged), "answers": str(self.answers), "port": port,
             "key": key, "senders": senders, "rate": rate, "most_bytes": most_bytes, "prefix": prefix, "repeat": repeat,
@@ -138,6 +140,8 @@ class _Sender(threading.Thread):
         super().__init__()
         self.number, self.orders, self.state = number, orders, state
         self.socket: socket.socket | None = None
+        # Of its own: generators with one prefix are to send the same events, however often each sends them.
+        self.copies = random.Random()
 
     def run(self) -> None:
         dice = random.Random(f"{self.orders['prefix']}{self.number}")
@@ -150,7 +154,7 @@ class _Sender(threading.Thread):
             count += len(events)
             lines = [(event["event_id"], ledger.digest_of(event)) for event in events]
             self.state.sent.write(lines)
-            status = self._post_until_answered(events, lines, dice)
+            status = self._post_until_answered(events, lines)
             self.state.note_time(due, status)
         if self.socket is not None:
             self.socket.close()
@@ -167,14 +171,12 @@ class _Sender(threading.Thread):
             for at in range(n_events)
         ]
 
-    def _post_until_answered(
-        self, events: list[dict[str, Any]], lines: list[tuple[str, str]], dice: random.Random
-    ) -> int:
+    def _post_until_answered(self, events: list[dict[str, Any]], lines: list[tuple[str, str]]) -> int:
         body = orjson.dumps(events)
         while True:
             copies = self.orders["copies"]
             status = 0
-            for _ in range(dice.randint(1, copies) if copies > 1 else 1):
+            for _ in range(self.copies.randint(1, copies) if copies > 1 else 1):
                 status = self._post(body, lines)
             if status == 503:
                 self.state.ending.wait(PAUSE_SECS * 5)

@@ -50,10 +50,10 @@ class Row:
         self.secs = round(time.monotonic() - self.secs, 1)
         skipped = isinstance(error, pytest.skip.Exception)
         self.verdict = "passed" if error is None else "skipped" if skipped else "failed"
-        if error is None and not self.tried:
+        if error is None and (not self.tried or self.losses or self.corrupt):
             self.verdict = "failed"
             self.keep(self)
-            raise AssertionError(f"{self.id} tried nothing")
+            raise AssertionError(f"{self.id}: {self.tried} tried, {self.losses} lost, {self.corrupt} corrupt")
         self.keep(self)
 
 

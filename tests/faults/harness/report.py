@@ -37,9 +37,11 @@ def keep(rows: list[dict[str, Any]], folder: Path) -> None:
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     today = datetime.now(UTC).date().isoformat()
     for row in merged(rows):
-        if row["verdict"] == "skipped" and row["id"] in known:
-            continue  # what it found on another machine still holds
         before = known.get(row["id"], {})
+        if row["verdict"] == "skipped" and before.get("runs"):
+            # What was found before still stands, with its date; that it was left out today is said beside it.
+            known[row["id"]] = {**before, "left_out": f"left out on {today}: {row['notes'][-1]}"}
+            continue
         total = {name: before.get(f"total_{name}", 0) for name in ("tried", "losses", "corrupt")}
         if row["verdict"] != "skipped":
             total = {name: total[name] + row[name] for name in total}
@@ -83,5 +85,6 @@ def page(known: dict[str, Any]) -> str:
         total = f"{row['total_tried']:,} in {row['runs']}, {row['total_losses']} lost" if row["runs"] else "-"
         cells = [name, row["what"], last, *numbers, row["bound"], verdict, total, row["date"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    notes = [f"- **{name}**: {'; '.join(row['notes'])}" for name, row in known.items() if row["notes"]]
+    seen = {name: [*row["notes"], *filter(None, [row.get("left_out")])] for name, row in known.items()}
+    notes = [f"- **{name}**: {'; '.join(texts)}" for name, texts in seen.items() if texts]
     return INTRO + "\n".join(lines) + "\n\n## What was seen\n\n" + "\n".join(notes) + "\n"

@@ -82,9 +82,9 @@ class Rig:
         """Start a target."""
         return self._stack.enter_context(Target(self.folder, name, **orders))
 
-    def load(self, prefix: str = "e", **options: Any) -> Load:
+    def load(self, prefix: str = "e", *, key: str = KEY, **options: Any) -> Load:
         """Start to post events at the gateway's port, whether it runs or not."""
-        return self._stack.enter_context(Load(self.folder, self._ports[0], KEY, prefix=prefix, **options))
+        return self._stack.enter_context(Load(self.folder, self._ports[0], key, prefix=prefix, **options))
 
     def post(self, gateway: Gateway, event_id: str, **fields: Any) -> tuple[int, dict[str, Any]]:
         """Post one event outside of the load; it is in no ledger."""
@@ -127,6 +127,8 @@ class Rig:
         for sink in sinks:
             oracle.wait_for(lambda sink=sink: gateway.pending(sink) == 0, secs, f"{sink} has had everything")
         oracle.wait_for(lambda: gateway.unaccounted() == 0, 2.0, "the books balance")
+        # What balanced once has to stay so: nothing is in flight any more.
+        assert gateway.unaccounted() == 0
 
     def check(
         self,

@@ -40,7 +40,8 @@ class Target:
         self.ledger = folder / f"{name}-delivered.log"
         self.attempts = folder / f"{name}-attempts.log"
         """What it saw, a line each: monotonic seconds and a word. ``connected``; ``asked``: a request was read whole;
-        ``answered``; ``left``: the gateway closed a connection that was never answered; ``let_out=<bytes>``."""
+        ``answered``; ``left=<seconds>``: the gateway closed a connection that was never answered, so long after it had
+        asked; ``let_out=<bytes>``."""
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = int(sock.getsockname()[1])
@@ -77,6 +78,10 @@ class Target:
     def let_out(self) -> list[int]:
         """Return how many bytes of endless answers it got rid of, for each connection."""
         return [int(seen.partition("=")[2]) for _, seen in self._seen() if seen.startswith("let_out=")]
+
+    def waited_for(self) -> list[float]:
+        """Return how many seconds the gateway waited for each answer that it did not get."""
+        return [float(seen.partition("=")[2]) for _, seen in self._seen() if seen.startswith("left=")]
 
     def _seen(self) -> list[tuple[float, str]]:
         lines = self.attempts.read_text().split("\n")[:-1] if self.attempts.exists() else []
@@ -182,10 +187,11 @@ class _Server:
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         body = await reader.readexactly(length)
         self._saw("asked")
+        asked_at = time.monotonic()
         await asyncio.sleep(orders["delay_secs"])
         if orders["mode"] == "hang":
             await reader.read()
-            self._saw("left")
+            self._saw(f"left={time.monotonic() - asked_at:.6f}")
             return False
         if orders["mode"] == "reset":
             _reset(writer)
@@ -201,7 +207,7 @@ class _Server:
         headers = "".join(f"{name}: {value}\r\n" for name, value in orders["headers"].items())
         answer = f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{headers}\r\n".encode()
         if orders["mode"] == "drip":
-            return await self._drip(writer, answer)
+            return await self._drip(writer, answer, asked_at)
         writer.write(answer)
         await writer.drain()
         self._saw("answered")
@@ -216,14 +222,14 @@ class _Server:
             (orders["statuses"][event_id] for event_id in ids if event_id in orders["statuses"]), orders["status"]
         )
 
-    async def _drip(self, writer: asyncio.StreamWriter, answer: bytes) -> bool:
+    async def _drip(self, writer: asyncio.StreamWriter, answer: bytes, asked_at: float) -> bool:
         try:
             for at in range(len(answer)):
                 writer.write(answer[at : at + 1])
                 await writer.drain()
                 await asyncio.sleep(1)
         except OSError:
-            self._saw("left")
+            self._saw(f"left={time.monotonic() - asked_at:.6f}")
         return False
 
     async def _write_garbage(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

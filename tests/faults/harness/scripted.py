@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 import pytest
-from simfs import Op, RecordingFiles
 
 import edge.delivery.progress
 from edge.api import Batch, PermanentError
@@ -27,6 +26,7 @@ from edge.delivery.worker import SinkWorker
 from edge.event import pack
 from edge.spool import CursorFile, Log
 from edge.workers import Workers
+from harness.simfs import Op, RecordingFiles
 
 SINKS = ("all", "picky")
 SHARD = "shard-000"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import openonce
+from harness import openonce
 
 KEY = "test-key-0123456789"
 HANG_SECS = 5.0

@@ -18,12 +18,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from simfs import Change, Disk, Image, Op, RecordingFiles, image_of, materialise, torn
 
 from edge.spool import Cursor, CursorFile, Frame, Log, SpoolError, SpoolUnknownError
 from edge.spool.cursor import load_cursor
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from edge.spool.inspect import verify
+from harness.simfs import Change, Disk, Image, Op, RecordingFiles, image_of, materialise, torn
 
 SEGMENT_BYTES = 4096
 MAX_BYTES = 64 * 1024

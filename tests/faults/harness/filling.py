@@ -14,7 +14,7 @@ LARGER_THAN_LEFT = {"extras": {"pad": "x" * 2 * LEAST_BYTES}}
 """Fields of an event that does not fit either."""
 NO_CAP = {"max_bytes": 1 << 30}
 """Options of a spool that only its disk keeps within bounds; by default it takes half of the volume."""
-QUIET_SECS = 0.4
+QUIET_SECS = 1.5
 RESUME_SECS = 2.0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,17 @@ class Storm:
         return status == 400
 
 
-def measured(gateway: Any, load: Any) -> tuple[int, int, int]:
-    """Let the last reload settle in and return memory, descriptors and threads of the gateway, nobody sending to it."""
+def open_files(gateway: Any) -> Counter[str]:
+    """Return what the gateway has open; sockets and the like only by kind, files by name."""
+    names: Counter[str] = Counter()
+    for link in Path(f"/proc/{gateway.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            names[str(link.readlink()).partition(":[")[0].rpartition("/")[2]] += 1
+    return names
+
+
+def measured(gateway: Any, load: Any) -> tuple[int, Counter[str], int]:
+    """Let the last reload settle in and return memory, open files and threads of the gateway, nobody sending to it."""
     # Cursors and the threads of a new worker come with its first batches.
     load.wait_for_acked(time.monotonic(), 500)
     time.sleep(SETTLE_SECS)
@@ -103,7 +114,12 @@ def measured(gateway: Any, load: Any) -> tuple[int, int, int]:
     assert set(answers["statuses"]) == {"200"}, answers
     for sink in ("crm", "archive"):
         oracle.wait_for(lambda: gateway.pending(sink) == 0, 10, f"{sink} has had everything")  # noqa: B023
-    return gateway.rss_bytes(), gateway.n_descriptors(), len(list(Path(f"/proc/{gateway.pid}/task").iterdir()))
+    # What was asked a moment ago is still being hung up.
+    fewest = open_files(gateway)
+    for _ in range(20):
+        time.sleep(0.02)
+        fewest = min(fewest, open_files(gateway), key=Counter.total)
+    return gateway.rss_bytes(), fewest, len(list(Path(f"/proc/{gateway.pid}/task").iterdir()))
 
 
 def test_d3_storm_of_reloads_fails_no_request_and_leaks_nothing(rig: Any, row: Any, scale: Any) -> None:
@@ -111,7 +127,7 @@ def test_d3_storm_of_reloads_fails_no_request_and_leaks_nothing(rig: Any, row: A
     secs = scale(4, 60)
     # The allocator takes many reloads, and events between them, until it has what it needs: a small figure has to allow
     # for that.
-    warm_ups, pause, share = scale(10, 150), scale(0, 200) / 1000, scale(10, 5) / 100
+    warm_ups, pause, share = scale(10, 150), scale(0, 200) / 1000, scale(15, 5) / 100
     bound = f"0 failed requests, 0 lost, memory +{share:.0%}, descriptors +0, threads +0 but for a pool"
     with row("D3", what="SIGHUP under load, one in five invalid", unit="reloads", bound=bound) as found:
         target = rig.target()
@@ -134,7 +150,7 @@ def test_d3_storm_of_reloads_fails_no_request_and_leaks_nothing(rig: Any, row: A
         assert storm.invalid - invalid == reloads // INVALID_ONE_IN
         assert storm.valid - valid == reloads - reloads // INVALID_ONE_IN
         now_memory, now_descriptors, now_threads = measured(gateway, load)
-        assert now_descriptors <= descriptors
+        assert now_descriptors.total() <= descriptors.total(), f"{now_descriptors - descriptors} more than before"
         assert now_threads <= threads + POOL_THREADS
         grown = now_memory / memory - 1
         assert grown <= share, f"memory grew by {grown:.1%}"
@@ -145,6 +161,7 @@ def test_d3_storm_of_reloads_fails_no_request_and_leaks_nothing(rig: Any, row: A
         rig.check(found, [warm_up, load], oracle.entries_in_files(rig.folder / "events"), duplicates=0)
         found.note(
             f"in {took:.0f} s; memory {grown:+.1%};"
-            f" {descriptors} descriptors before and {now_descriptors} after, {threads} threads and {now_threads};"
+            f" {descriptors.total()} descriptors before and {now_descriptors.total()} after,"
+            f" {threads} threads and {now_threads};"
             f" {checked.acknowledged:,} events acknowledged; tasks cannot be seen from outside"
         )

@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install install-dev test faults faults-selftest bench check docs clean
+.PHONY: run install install-dev test test-fast faults faults-selftest bench check docs clean
 
 run: install
 	@$(BIN)/edge run
@@ -38,6 +38,18 @@ $(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
 test: install-dev
 	$(BIN)/python -m pytest
 
+# What speaks HTTP, on the other server.
+test-fast: install-dev
+	EDGE_HTTP=fast $(BIN)/python -m pytest tests/edge/http tests/integration/test_ingest.py
+
+BENCH_VENV := .venv-bench
+
+$(BENCH_VENV)/.installed: bench/requirements.txt | $(BIN)/python
+	@echo "installing the servers that ours is compared with into $(BENCH_VENV)"
+	@$(BIN)/python -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@touch $@
+
 # The whole matrix takes up to an hour; ROWS="a1 or b4" picks some of it.
 faults: install-dev
 	EDGE_FAULTS=full $(BIN)/python -m pytest tests/faults -v $(if $(ROWS),-k "$(ROWS)")
@@ -45,8 +57,9 @@ faults: install-dev
 faults-selftest: install-dev
 	$(BIN)/python tests/faults/selftest.py
 
-bench: install-dev
-	$(BIN)/python bench/run.py
+# All of it takes about 40 minutes and writes docs/benchmarks.md; ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
+bench: install-dev $(BENCH_VENV)/.installed
+	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
 
 check: install-dev
 	$(BIN)/ruff format --check .
@@ -58,4 +71,4 @@ docs: install-dev
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,13 +24,6 @@ except ImportError:
 KEY = "test-key-0123456789"
 
 
-@pytest.fixture(params=["fast", "tornado"])
-def http_server(request: pytest.FixtureRequest) -> str:
-    """Every test of this file runs on both HTTP servers."""
-    name: str = request.param
-    return name
-
-
 def body_of(response: Any) -> Any:
     return json.loads(response.body)
 

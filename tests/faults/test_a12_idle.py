@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from harness import oracle
 from harness.hand import Hand
 
@@ -13,6 +14,7 @@ IDLE_SECS = 1.0
 BOUND_SECS = 1.0
 
 
+@pytest.mark.full
 def test_a12_event_after_idle_is_delivered_within_a_second(rig: Any, row: Any, scale: Any) -> None:
     times = scale(3, 50)
     bound = f"each delivered to both sinks within {BOUND_SECS:g} s, 0 lost"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import failpoints, oracle
 from harness.deaths import kill_group, spawn
 
@@ -83,6 +84,7 @@ def recovered(spool: Path, copy: Path, times: int) -> dict[str, str]:
     return found
 
 
+@pytest.mark.full
 def test_a3_killed_again_while_it_recovers_loses_nothing(rig: Any, row: Any, scale: Any, expect_log: list[str]) -> None:
     cycles = scale(2, 50)
     dice = random.Random(oracle.seed())

@@ -184,6 +184,7 @@ def events_of(example: dict[str, Any], n_events: int) -> list[list[dict[str, Any
     return [events[start : start + PER_REQUEST] for start in range(0, n_events, PER_REQUEST)]
 
 
+@pytest.mark.full
 def test_c10_event_that_kills_the_process_is_found_and_all_others_are_delivered(
     supervise: Any, tmp_path: Path, example_event: dict[str, Any], row: Any
 ) -> None:

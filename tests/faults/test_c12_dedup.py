@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import orjson
+import pytest
 from harness import oracle
 
 from edge.event import unpack
@@ -17,6 +18,7 @@ from edge.spool.inspect import dump
 KEYS = [{"id": "web", "key": "test-key-0123456789"}, {"id": "app", "key": "test-key-9876543210"}]
 
 
+@pytest.mark.full
 def test_c12_repeats_are_stored_once_whatever_dies(rig: Any, row: Any, scale: Any) -> None:
     kills, events = scale(2, 12), scale(2_000, 100_000)
     dice = random.Random(oracle.seed())

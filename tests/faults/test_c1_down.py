@@ -12,7 +12,7 @@ from harness.gateway import Gateway
 from harness.load import Load
 from harness.target import Target
 
-PROBE_SECS, TIMEOUT_SECS = 1.0, 0.3
+PROBE_SECS, TIMEOUT_SECS = 0.6, 0.3
 """`retry.max_secs`, which is the least time between two probes here, and `timeout_secs`."""
 FAILURES_SECS = 5 * TIMEOUT_SECS + 5
 """Five attempts in a row open the circuit."""
@@ -27,7 +27,7 @@ DOWN: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 
 
 def test_c1_a_target_that_is_down_loses_nothing_and_is_not_pestered(rig: Any, row: Any, scale: Any) -> None:
-    outage_secs, quiet_secs = scale(4, 60), scale(2, 30)
+    outage_secs, quiet_secs = scale(3, 60), scale(2, 30)
     # A few seconds on a machine that others use show a loop that is blocked, no more.
     floor_secs = scale(100, 5) / 1000
     what = "a target down: port closed, and blackhole"

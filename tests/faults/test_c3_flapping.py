@@ -51,5 +51,7 @@ def test_c3_delivery_resumes_within_a_probe_each_time(rig: Any, row: Any, scale:
         rig.is_alive(gateway, target)
         opened = sum("circuit opened" in line["event"] for line in gateway.log_lines())
         found.note(f"the circuit opened {opened} times; back after {max(resumed):.2f} s at most")
-        rig.check(found, [load], target.delivered(), duplicates=len(load.acked()) // 50)
+        # In a few seconds one attempt that was cut off is already more than 2 % of all events.
+        most = scale(cycles * oracle.IN_FLIGHT_EVENTS, load.n_acked() // 50)
+        rig.check(found, [load], target.delivered(), duplicates=most)
         assert gateway.stop()[0] == 0

@@ -100,7 +100,7 @@ def test_c4_retry_after_is_honoured(rig: Any, row: Any, scale: Any) -> None:
 
 def test_c4_mixed_answers_under_load_bury_exactly_what_was_refused(rig: Any, row: Any, scale: Any) -> None:
     with row("C4", what="answers of every class by id under load", unit="events answered badly") as found:
-        n_each = scale(100, 1000)
+        n_each = scale(60, 1000)
         # Every 40th event is refused for good, every 20th holds its batch up once.
         ids = [f"e-{sender}-{count}" for sender in range(8) for count in range(n_each)]
         refused = {event_id: OF_ONE_EVENT[at % 2] for at, event_id in enumerate(ids) if at % 40 == 0}

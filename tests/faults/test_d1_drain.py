@@ -9,6 +9,7 @@ import socket
 import time
 from typing import Any
 
+import pytest
 from harness import oracle
 from harness.hand import Hand, event_bytes
 from harness.rig import KEY
@@ -102,6 +103,7 @@ def test_d1_drain_under_load_answers_everybody_and_exits_in_time(rig: Any, row: 
         )
 
 
+@pytest.mark.full
 def test_d2_kill_during_the_drain_loses_nothing(rig: Any, row: Any, scale: Any) -> None:
     kills = scale(2, 50)
     dice = random.Random(oracle.seed())

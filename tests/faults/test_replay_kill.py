@@ -152,6 +152,7 @@ def test_command_killed_in_a_replay_without_a_gateway_can_be_run_again(site: Sit
     assert_rest_moves(site, KILLS + 1)
 
 
+@pytest.mark.full
 def test_gateway_killed_in_a_replay_through_it_goes_on_after_its_next_start(site: Site) -> None:
     for kill in range(1, KILLS + 1):
         gateway = site.gateway()
@@ -169,6 +170,7 @@ def test_gateway_killed_in_a_replay_through_it_goes_on_after_its_next_start(site
     assert gateway.wait(20) == 0
 
 
+@pytest.mark.full
 def test_command_killed_while_a_gateway_replays_leaves_the_gateway_as_it_was(site: Site) -> None:
     gateway = site.gateway()
     site.kill_when_moving(site.edge("dead-letters", "replay"), LETTERS - 500)

@@ -61,7 +61,7 @@ def test_repair_of_a_stopped_gateway_leaves_nothing_corrupt(edge: Any, config_pa
     names = [spoil(spool, number) for number in (3, 30)]
     result = edge("spool", "repair", "-c", path)
     assert result.exit_code == 1  # events are missing
-    assert "their senders can send them again" in result.stderr
+    assert "only its senders can send again" in result.stderr
     rows = table(result.stdout)
     assert [(row[0], row[3]) for row in rows] == [
         ("corrupt", "moved to quarantine"),

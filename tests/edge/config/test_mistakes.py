@@ -79,7 +79,10 @@ BROKEN = {
         BASE + "log: {level: warn}\n",
         "3: log.level: must be one of: debug, info, warning, error; did you mean warning?",
     ),
-    "later_server": (BASE + "server: {http: fast}\n", "3: server.http: is not in this version; write tornado"),
+    "unknown_server": (
+        BASE + "server: {http: fats}\n",
+        "3: server.http: must be one of: fast, tornado; did you mean fast?",
+    ),
     "later_workers": (
         BASE + "server: {workers: 2}\n",
         "3: server.workers: more than 1 is not in this version; write 1",

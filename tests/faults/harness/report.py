@@ -66,7 +66,7 @@ targets write down what they are given; an oracle compares. *Lost*: acknowledged
 *Corrupt*: delivered with other content than was sent. *Duplicates*: delivered more than once, which at-least-once
 delivery allows within the bound. A row that was skipped did not pass. Zero losses in n kills bound the loss probability
 of one kill by 3/n (95 %). `make faults-selftest` puts twelve defects into the code, one at a time, and shows that the
-suite notices each.
+suite notices each. Rows may come from different runs; *all runs* counts those that failed as well.
 
 """
 

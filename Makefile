@@ -1,5 +1,6 @@
 # make run      install and start the gateway on config/edge.yaml
 # make test     install what the tests need and run them
+# make test-tornado   what speaks HTTP, on the other of the two HTTP servers
 # make faults   the attack suite: kills, full disks, broken input; writes docs/faults.md
 # make faults-selftest   put twelve defects into the code, one at a time, and see that the suite notices
 # make bench    measure requests per second and CPU time per event
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install install-dev test test-fast faults faults-selftest bench check docs clean
+.PHONY: run install install-dev test test-tornado faults faults-selftest bench check docs clean
 
 run: install
 	@$(BIN)/edge run
@@ -38,9 +39,9 @@ $(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
 test: install-dev
 	$(BIN)/python -m pytest
 
-# What speaks HTTP, on the other server.
-test-fast: install-dev
-	EDGE_HTTP=fast $(BIN)/python -m pytest tests/edge/http tests/integration/test_ingest.py
+# What speaks HTTP, on the other server; what is marked both_servers has run on both by then.
+test-tornado: install-dev
+	EDGE_HTTP=tornado $(BIN)/python -m pytest -m "not both_servers" tests/edge/http tests/integration/test_ingest.py
 
 BENCH_VENV := .venv-bench
 

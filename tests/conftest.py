@@ -20,6 +20,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from edge import logs
 from edge.config import load
 from edge.example import EXAMPLE_EVENT
+from edge.http import early
 from edge.http.server import listen
 from edge.registry import load_registry
 from edge.runtime import Process
@@ -119,10 +120,17 @@ class Running:
 Launch = Callable[..., Awaitable[Running]]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked `both_servers` on each HTTP server; EDGE_HTTP picks one."""
+    if "http_server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):
+        wanted = os.environ.get("EDGE_HTTP")
+        metafunc.parametrize("http_server", [wanted] if wanted else ["fast", "tornado"])
+
+
 @pytest.fixture
 def http_server() -> str:
-    """Which HTTP server the gateways of a test have: EDGE_HTTP=fast runs any test on the other one."""
-    return os.environ.get("EDGE_HTTP", "tornado")
+    """Which HTTP server the gateways of a test have: EDGE_HTTP=tornado runs any test on the other one."""
+    return os.environ.get("EDGE_HTTP", "fast")
 
 
 @pytest.fixture
@@ -191,6 +199,12 @@ def raw() -> Callable[..., Awaitable[bytes]]:
             writer.close()
 
     return exchange
+
+
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon on a body that comes no more after its early answer."""
+    monkeypatch.setattr(early, "LINGER_SECS", 0.1)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ TLS = {
 SERVER = {
     Optional("listen", default="127.0.0.1:4000", description="Where SDKs post events."): LISTEN,
     Optional(
-        "http", default="tornado", description="The HTTP server: fast (llhttp and asyncio), or Tornado's own."
+        "http", default="fast", description="The HTTP server: fast (llhttp and asyncio), or Tornado's own."
     ): OneOf("fast", "tornado"),
     Optional("workers", default=1, description="Processes that take events."): NotYet(
         Whole(1, example=1), only=1, what="more than 1 is not in this version", advice="write 1"

@@ -22,6 +22,8 @@ from edge.http import connections
 from edge.http.connections import Acceptor, connection_bound
 from edge.http.server import listen
 
+pytestmark = pytest.mark.both_servers
+
 KEY = "test-key-0123456789"
 TLS_FILES = Path(tornado.__file__).parent / "test"
 """Tornado's own certificate for tests."""

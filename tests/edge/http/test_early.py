@@ -11,6 +11,8 @@ import pytest
 
 from edge.http import early, handlers
 
+pytestmark = pytest.mark.both_servers
+
 KEY = "test-key-0123456789"
 AUTHORIZED = f"Host: x\r\nX-API-Key: {KEY}\r\n".encode()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.both_servers
+
 KEY = "test-key-0123456789"
 HEAD = f"POST /ingest HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
 HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -87,7 +89,7 @@ async def test_request_in_doubt_gets_one_400_and_nothing_after_it_is_read(
 
 
 @pytest.mark.parametrize("digits", ["4611686018427387905", "1" + "0" * 30, "9" * 5000])
-async def test_absurd_length_gets_one_413(launch: Any, raw: Any, digits: str) -> None:
+async def test_absurd_length_gets_one_413(launch: Any, raw: Any, short_linger: None, digits: str) -> None:
     gateway = await launch()
     answer = await raw(gateway.port, HEAD + f"Content-Length: {digits}\r\n\r\n".encode() + b"{}", timeout_secs=5)
     assert answer.startswith(b"HTTP/1.1 413 ")

@@ -36,8 +36,8 @@ class Wire(Protocol):
     buffer: bytearray
     """What has arrived and nobody has taken."""
 
-    async def more(self) -> bool:
-        """Wait for more in `buffer`; False when none will come."""
+    def more(self) -> asyncio.Future[bool]:
+        """Begin to wait for more in `buffer`; False when none will come."""
 
     def write(self, data: bytes) -> None:
         """Write, without waiting."""
@@ -208,7 +208,7 @@ class Bridge:
 
     async def _more(self) -> bool:
         """Wait for more of the body, or for the end of the answer, whichever comes first."""
-        reading = asyncio.ensure_future(self._wire.more())
+        reading = self._wire.more()
         await asyncio.wait({reading, self._connection.finished}, return_when=asyncio.FIRST_COMPLETED)
         if reading.done():
             return reading.result()

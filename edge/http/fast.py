@@ -50,7 +50,7 @@ class FastConnection(asyncio.Protocol):
         """A head whose body is small and not all there yet, and the length of that body."""
         self._since = time.monotonic()
         """Since when the connection waits for what it waits for: the next head, or the rest of a small body."""
-        self._arrived: asyncio.Future[None] | None = None
+        self._arrived: asyncio.Future[bool] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._blocked_since = 0.0
         self._is_paused = False
@@ -203,21 +203,25 @@ class FastConnection(asyncio.Protocol):
 
     # --- the request's side
 
-    async def more(self) -> bool:
-        """Wait for more in the buffer; False when none will come."""
+    def more(self) -> asyncio.Future[bool]:
+        """Begin to wait for more in the buffer; False when none will come.
+
+        From this call on, and not only from when it is awaited: what arrives in between would go unnoticed.
+        """
+        arrived: asyncio.Future[bool] = self.server.loop.create_future()
         if self._at_end:
-            return False
+            arrived.set_result(False)
+            return arrived
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
-        self._arrived = self.server.loop.create_future()
-        await self._arrived
-        return bool(self.buffer) or not self._at_end
+        self._arrived = arrived
+        return arrived
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, None
         if arrived is not None and not arrived.done():
-            arrived.set_result(None)
+            arrived.set_result(bool(self.buffer) or not self._at_end)
 
     def write(self, data: bytes) -> None:
         """Write, without waiting. What is written to a connection that has ended goes nowhere."""

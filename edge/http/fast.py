@@ -54,6 +54,10 @@ class FastConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._blocked_since = 0.0
         self._is_paused = False
+        self._is_beginning = False
+        """Whether a request is being begun in this very moment: when it is answered at once, the next one waits."""
+        self._is_due = False
+        """Whether the next request will be looked for in another turn of the loop."""
         self._ended = False
         self._at_end = False
 
@@ -73,10 +77,11 @@ class FastConnection(asyncio.Protocol):
             return
         self.buffer += data
         if self._bridge is None and self._quick is None:
-            self._go_on()
+            if not self._is_due:
+                self._go_on()
         elif self._arrived is not None:
             self._wake()
-        if len(self.buffer) > BUFFER_BYTES and not self._is_paused and self.is_busy:
+        if len(self.buffer) > BUFFER_BYTES and not self._is_paused and (self.is_busy or self._is_due):
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -84,7 +89,7 @@ class FastConnection(asyncio.Protocol):
         """The sender has sent all it wants to; it may still wait for answers."""
         self._at_end = True
         self._wake()
-        if not self.is_busy:
+        if not self.is_busy and not self._is_due:
             self.end()
         return not self.server.tls
 
@@ -122,19 +127,43 @@ class FastConnection(asyncio.Protocol):
         """Go on with what follows the request that has just been answered."""
         self._bridge = self._quick = self._task = self._gathering = None
         self._since = time.monotonic()
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        if self._is_beginning:
+            self._go_on_later()
+        else:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Read on, begin with the next request, and end the connection when its sender has and nothing is left."""
+        self._read_on()
         if self.buffer:
             self._go_on()
-        if self._at_end and not self.is_busy:
+        if self._at_end and not self.is_busy and not self._is_due:
             self.end()
+
+    def _read_on(self) -> None:
+        """Read again, unless more than enough is waiting."""
+        if self._is_paused and len(self.buffer) <= BUFFER_BYTES:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _go_on_later(self) -> None:
+        """Go on in another turn of the loop: the next one, or the one in which the peer has taken its answers."""
+        self._is_due = True
+        if self._drained is not None:
+            self._drained.add_done_callback(self._come_back)
+        else:
+            self.server.loop.call_soon(self._come_back, None)
+
+    def _come_back(self, _: object) -> None:
+        self._is_due = False
+        if not self._ended:
+            self._advance()
 
     def _go_on(self) -> None:
         """Begin with the request at the front of the buffer as soon as its head is there."""
         if self._drained is not None:
             # Answers that nobody takes: no further request is looked at before they are.
-            self._drained.add_done_callback(lambda _: self._go_on() if not self.is_busy else None)
+            self._go_on_later()
             return
         buffer = self.buffer
         while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
@@ -150,10 +179,13 @@ class FastConnection(asyncio.Protocol):
             return
         head = bytes(buffer[: end + len(HEAD_END)])
         del buffer[: end + len(HEAD_END)]
+        self._is_beginning = True
         try:
             self._begin(parse_head(head, TARGET_BYTES))
         except MalformedError as error:
             self.refuse(error)
+        finally:
+            self._is_beginning = False
 
     def _begin(self, head: WireHead) -> None:
         """Take the short way with a request, or the ordinary one."""
@@ -212,9 +244,7 @@ class FastConnection(asyncio.Protocol):
         if self._at_end:
             arrived.set_result(False)
             return arrived
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         self._arrived = arrived
         return arrived
 

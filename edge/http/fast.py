@@ -9,6 +9,7 @@ sender pipelines waits in the buffer, which keeps the answers in order.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 BUFFER_BYTES: Final = 256 * 1024
 """What may wait in a connection's buffer before nothing more is read from it."""
 WRITE_BUFFER_BYTES: Final = 64 * 1024
+BARE_END: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+"""The end of a line that is not CR LF. A head that has one is refused at once: it may never end otherwise."""
 GATHER_SECS: Final = 1.0
 """A small body that is not there within this time goes the ordinary way, where slow senders are watched."""
 CLOSE_POLL_SECS: Final = 0.01
@@ -174,7 +177,7 @@ class FastConnection(asyncio.Protocol):
             self.refuse(MalformedError("headers", f"must be at most {limit} bytes"))
             return
         if end < 0:
-            if b"\n\n" in buffer:
+            if BARE_END.search(buffer):
                 self.refuse(MalformedError("headers", "must have lines that end with CR LF"))
             return
         head = bytes(buffer[: end + len(HEAD_END)])

@@ -140,3 +140,55 @@ async def test_answer_to_what_is_no_http_is_in_the_contract(launch: Any) -> None
     answer = document["paths"]["/ingest"]["post"]["responses"]["400"]
     assert "http.malformed" in answer["description"]
     assert "Bad request" in document["components"]["schemas"]["Refusal"]["properties"]["error"]["enum"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"http://x/ingest", b"HTTPS://other:8443/ingest?verbose=1", b"http://[::1]:4000/ingest", b"http:///ingest"],
+)
+async def test_target_in_absolute_form_is_the_path_in_it(
+    launch: Any, raw: Any, example_event: Any, target: bytes
+) -> None:
+    gateway = await launch()
+    body = json.dumps(example_event).encode()
+    head = HEAD.replace(b"/ingest", target) + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = await raw(gateway.port, head + body, timeout_secs=5)
+    if target == b"http:///ingest":
+        assert_one_malformed(answer, "path")
+    else:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert gateway.gateway.spool.durable_seq == (0 if target == b"http:///ingest" else 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET http://x?q", 404),
+        (b"OPTIONS *", 404),
+        (b"GET healthz", 400),
+        (b"CONNECT x:80", 400),
+        (b"GET ftp://x/", 400),
+    ],
+)
+async def test_target_of_another_form_gets_one_answer(launch: Any, raw: Any, line: bytes, status: int) -> None:
+    gateway = await launch()
+    answer = await raw(gateway.port, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", timeout_secs=5)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("host", [b"", b"x", b"x:", b"x.y:80", b"127.0.0.1:4000", b"[::1]", b"[::1]:80", b"a_b"])
+async def test_host_of_any_form_is_taken(launch: Any, raw: Any, host: bytes) -> None:
+    gateway = await launch()
+    head = b"GET /healthz HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
+    assert (await raw(gateway.port, head, timeout_secs=5)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("host", [b"x y", b"x, y", b"http://x", b"x/y", b"u@x", b"x:y", b"[x", b"\xe4"])
+@pytest.mark.parametrize("line", [b"GET /healthz", b"POST /ingest"])
+async def test_host_that_is_none_is_refused(launch: Any, raw: Any, line: bytes, host: bytes) -> None:
+    gateway = await launch()
+    head = line + b" HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\n\r\n"
+    answer = await raw(gateway.port, head + HIDDEN, timeout_secs=5)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1

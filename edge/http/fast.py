@@ -304,7 +304,8 @@ class FastConnection(asyncio.Protocol):
             if now - self._blocked_since > connections.WRITE_SECS:
                 self.close()
         elif self._gathering is not None:
-            if now - self._since > GATHER_SECS:
+            # On the ordinary way it would be refused now; here it may still arrive while the gateway waits.
+            if now - self._since > GATHER_SECS and not self.server.is_stopping:
                 self.ordinary()
         elif not self.is_busy and now - self._since > self.server.idle_secs:
             self.end()
@@ -333,6 +334,7 @@ class FastServer:
         self.tls = ssl_context is not None
         self.loop = asyncio.get_running_loop()
         self.connections: set[FastConnection] = set()
+        self.is_stopping = False
         self._ssl_context = ssl_context
         self._acceptors: list[Acceptor] = []
         self._beginning: set[asyncio.Task[None]] = set()
@@ -359,8 +361,7 @@ class FastServer:
         """Accept the connections that wait in the backlog, then close the listening sockets."""
         for acceptor in self._acceptors:
             acceptor.stop()
-        for connection in [*self.connections]:
-            connection.ordinary()
+        self.is_stopping = True
 
     async def close_all_connections(self) -> None:
         """Close every connection, idle or not."""

@@ -51,6 +51,9 @@ class Wire(Protocol):
     def next_request(self) -> None:
         """Go on with what follows this request."""
 
+    def ordinary(self) -> None:
+        """Let the request go the ordinary way, if its body is not there yet."""
+
     def end(self) -> None:
         """End the connection once what was written is out."""
 
@@ -148,7 +151,8 @@ class Quick:
         self._intake.release()
 
     def turn_away(self) -> None:
-        """Do nothing: a request whose body is not there went the ordinary way when the gateway began to stop."""
+        """Have a request whose body is not there answered the ordinary way, which refuses it when the gateway stops."""
+        self._wire.ordinary()
 
     def cut_off(self) -> None:
         """Do nothing: it has no clock."""

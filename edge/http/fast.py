@@ -56,6 +56,7 @@ class FastConnection(asyncio.Protocol):
         self._arrived: asyncio.Future[bool] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._blocked_since = 0.0
+        self._skipped_line = False
         self._is_paused = False
         self._is_beginning = False
         """Whether a request is being begun in this very moment: when it is answered at once, the next one waits."""
@@ -129,6 +130,7 @@ class FastConnection(asyncio.Protocol):
     def next_request(self) -> None:
         """Go on with what follows the request that has just been answered."""
         self._bridge = self._quick = self._task = self._gathering = None
+        self._skipped_line = False
         self._since = time.monotonic()
         if self._is_beginning:
             self._go_on_later()
@@ -169,7 +171,8 @@ class FastConnection(asyncio.Protocol):
             self._go_on_later()
             return
         buffer = self.buffer
-        while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
+        if buffer.startswith(b"\r\n") and not self._skipped_line:  # one of them: RFC 9112, section 2.2
+            self._skipped_line = True
             del buffer[:2]
         end = buffer.find(HEAD_END)
         limit = self.server.header_bytes

@@ -17,6 +17,7 @@ OTHER_METHOD: Final = "OTHER"
 """What the handlers see in place of any method that is not among the known ones; every route answers it 405."""
 
 VERSIONS: Final = ("HTTP/1.0", "HTTP/1.1")
+METHOD_BYTES: Final = 32
 HEADER_LINES: Final = 64
 TARGET_BYTES: Final = 2048
 ABSURD_LENGTH: Final = "9" * 18
@@ -25,6 +26,7 @@ CHUNK_LINE_BYTES: Final = 18
 """Longest size line of a chunk: sixteen digits and CR LF. Extensions are not taken: nobody sends them but attackers."""
 
 _DIGITS: Final = re.compile(r"[0-9]+")
+_TARGET: Final = re.compile(r"[!-~]+")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]*)?")
 """A host and its port (RFC 9110, section 7.2), without user names."""
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE)
@@ -120,8 +122,10 @@ def check_head(head: bytes, start_line: RequestStartLine, headers: FramingHeader
         raise MalformedError("headers", f"must be at most {HEADER_LINES} lines")
     if len(start_line.path) > target_bytes:
         raise MalformedError("path", f"must be at most {target_bytes} bytes, the query included")
-    if start_line.version not in VERSIONS:
+    if start_line.version not in VERSIONS or len(start_line.method) > METHOD_BYTES:
         raise MalformedError("request", "is not valid HTTP")
+    if _TARGET.fullmatch(start_line.path) is None:
+        raise MalformedError("path", "must be of printable ASCII characters")
     if not start_line.path.startswith("/") and start_line.path != "*":
         found = _ABSOLUTE.fullmatch(start_line.path)
         if found is None or not _HOST.fullmatch(found[1]):

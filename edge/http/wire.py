@@ -35,10 +35,11 @@ class WireHeaders:
         fields: dict[str, list[str]] = {}
         for name, value in pairs:
             key = name.decode("latin-1").lower()
+            text = value.rstrip(b" \t").decode("latin-1")  # the parser leaves what is behind a value in it
             if key in fields:
-                fields[key].append(value.decode("latin-1"))
+                fields[key].append(text)
             else:
-                fields[key] = [value.decode("latin-1")]
+                fields[key] = [text]
         self._fields = fields
 
     def get(self, name: str, default: str | None = None) -> str | None:
@@ -158,10 +159,8 @@ def _explain(head: bytes, target_bytes: int) -> None:
 
 def _keeps_alive(version: str, connection: str) -> bool:
     """Tell whether the connection is to stay open after the answer (RFC 9112, section 9.3)."""
-    words = connection.lower()
-    if version == "HTTP/1.0":
-        return "keep-alive" in words
-    return "close" not in words
+    options = {option.strip(" \t") for option in connection.lower().split(",")} if connection else ()
+    return "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
 
 
 class LengthBody:

@@ -192,3 +192,41 @@ async def test_host_that_is_none_is_refused(launch: Any, raw: Any, line: bytes, 
     answer = await raw(gateway.port, head + HIDDEN, timeout_secs=5)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t "])
+async def test_blanks_around_values_mean_nothing(launch: Any, raw: Any, example_event: Any, blank: bytes) -> None:
+    gateway = await launch()
+    body = json.dumps(example_event).encode()
+    lines = (b"Host:x", b"X-API-Key:" + blank + KEY.encode(), b"Content-Type: application/json", b"Connection: close")
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    framings = [(b"Content-Length: %d" % len(body) + blank, body), (b"Transfer-Encoding: chunked ", chunks)]
+    for framing, sent in framings:
+        head = b"POST /ingest HTTP/1.1\r\n" + b"".join(line + blank + b"\r\n" for line in lines) + framing + b"\r\n"
+        assert (await raw(gateway.port, head + b"\r\n" + sent, timeout_secs=5)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("version", "value", "stays"),
+    [
+        (b"1.1", b"close", False), (b"1.1", b"Close", False), (b"1.1", b"closed", True), (b"1.1", b"keep-alive", True),
+        (b"1.0", b"keep-alive", True), (b"1.0", b"close", False), (b"1.0", b"x", False),
+    ],
+)  # fmt: skip
+async def test_connection_stays_open_when_it_is_asked_to(
+    launch: Any, raw: Any, version: bytes, value: bytes, stays: bool
+) -> None:
+    gateway = await launch()
+    head = b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: " + value + b"\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await raw(gateway.port, head + last, timeout_secs=5)
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 1 + stays
+
+
+async def test_empty_line_before_a_request_is_skipped_and_a_second_one_is_not(launch: Any, raw: Any) -> None:
+    gateway = await launch()
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = last.replace(b"Connection: close\r\n", b"")
+    answer = await raw(gateway.port, b"\r\n" + request + b"\r\n" + last, timeout_secs=5)
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert_one_malformed(await raw(gateway.port, b"\r\n\r\n" + last, timeout_secs=5), "request")

@@ -241,7 +241,8 @@ class EventValidator:
             },
             extra=_EXTRA[unknown_fields],
         )
-        self._accepts = generate(self.schema)
+        self.accepts = generate(self.schema)
+        """Says whether a value is surely valid as it is, in a twentieth of the time; None: there is no such check."""
 
     def validate(self, value: object, max_details: int = MAX_DETAILS) -> tuple[Event | None, list[Detail]]:
         """Return the event and no details, or None and every mistake; never raises, whatever came out of the parser.
@@ -251,7 +252,7 @@ class EventValidator:
         """
         if not isinstance(value, dict):
             return None, [Detail(field="event", message="must be a JSON object", code="validation.type")]
-        if self._accepts is not None and self._accepts(value):
+        if self.accepts is not None and self.accepts(value):
             return value, []
         limit = min(max_details, MAX_DETAILS)
         judged, left_out = self._bound(value, limit)

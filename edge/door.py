@@ -138,7 +138,7 @@ class Door:
         self._books.received(context.key_id, n_events)
         try:
             result = judge_at_once(self.plan, candidates, context)
-            payload = pack(frame_meta(context, sent_at), result.lines) if result.lines else b""
+            payload = pack(frame_meta(context, sent_at), (result.text,)) if result.text else b""
         except BaseException:
             self._in_flight -= n_events
             raise
@@ -146,7 +146,7 @@ class Door:
             self._end_now(result, done)
             return
         try:
-            self._store.submit(payload, len(result.lines), partial(self._stored_now, result, done))
+            self._store.submit(payload, result.n_accepted, partial(self._stored_now, result, done))
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
             self._stored_now(result, done, 0, error)
 
@@ -155,7 +155,7 @@ class Door:
     ) -> None:
         """Go on with a request whose frame is durable, or is not."""
         if error is None:
-            self.stored += len(result.lines)
+            self.stored += result.n_accepted
         else:
             result.busy = _busy_code(error)
             for item in result.accepted:

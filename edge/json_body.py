@@ -65,7 +65,7 @@ def check_structures(raw: bytes, values: Sequence[object], max_depth: int) -> li
     """
     deep = raw.count(b"{") + raw.count(b"[") > max_depth
     wide = _holds_wide_integer(raw)
-    nul = rb"\u0000" in raw
+    nul = NUL in raw
     if not (deep or wide or nul):
         return None
     mistakes = [_structure_mistake(value, max_depth, wide=wide, nul=nul) for value in values]
@@ -101,6 +101,8 @@ def _body(message: str, code: str) -> Detail:
     return Detail(field="body", message=message, code=code)
 
 
+NUL: Final = rb"\u0000"
+"""How JSON writes the character that no name of a field may have."""
 _DIGITS: Final = 19
 """Integers of fewer digits fit into 64 bits."""
 _LONG_INTEGER: Final = re.compile(rb"(?<![^\s:,\[])-?[0-9]{%d,}+(?![.eE])" % _DIGITS)

@@ -5,7 +5,7 @@ Nothing here knows HTTP, the event loop or the spool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class Candidate:
 class Candidates:
     """The events of one request as the decoder leaves them; an object for each is made only where one is needed."""
 
-    __slots__ = ("_mistakes", "_sizes", "_whole_bytes", "values")
+    __slots__ = ("_look_deeper", "_mistakes", "_sizes", "_whole_bytes", "values")
 
     def __init__(
         self,
@@ -61,25 +61,33 @@ class Candidates:
         whole_bytes: int = 0,
         mistakes: Sequence[Detail | None] | None = None,
         sizes: Sequence[int] | None = None,
+        look_deeper: Callable[[], Sequence[Detail | None] | None] | None = None,
     ) -> None:
         self.values = values
         self._whole_bytes = whole_bytes
         """No event is longer as JSON than this; 0: nobody knows."""
         self._mistakes = mistakes
-        """What the decoder found wrong, for each event; None: with none of them."""
+        """What the decoder found wrong, for each event; None: with none of them, as far as it has looked."""
         self._sizes = sizes
         """Where known for each event by itself."""
+        self._look_deeper = look_deeper
+        """Looks for mistakes that flat events cannot have; called before the events are looked at one by one."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __iter__(self) -> Iterator[Candidate]:
+        if self._look_deeper is not None:
+            self._mistakes, self._look_deeper = self._look_deeper(), None
         for index, value in enumerate(self.values):
             mistake = None if self._mistakes is None else self._mistakes[index]
             yield Candidate(value, mistake, self._whole_bytes if self._sizes is None else self._sizes[index])
 
     def are_plain(self, limit: int) -> bool:
-        """Say whether the decoder has nothing against any of them, and none can be longer than `limit` bytes."""
+        """Say whether the decoder has nothing against any of them, and none can be longer than `limit` bytes.
+
+        Of events that are not flat it may not have looked at everything yet.
+        """
         return self._mistakes is None and 0 < self._whole_bytes <= limit
 
 
@@ -108,8 +116,10 @@ class Result:
     """Of accepted events without a `Judged`: their ids as they were sent."""
     accepted: Sequence[Judged] = ()
     """Those of `judged` that are to be stored."""
-    lines: Sequence[bytes] = ()
-    """What is to be stored: one JSON object for each accepted event."""
+    text: bytes = b""
+    """What is to be stored: one JSON object a line, for each accepted event."""
+    n_accepted: int = 0
+    """How many lines that are."""
     busy: str = ""
     """A ``busy.*`` code when what could have been accepted was not stored (busy.unknown: may be stored)."""
     counts: dict[Outcome, int] = field(default_factory=dict)
@@ -129,18 +139,17 @@ class Result:
 
 
 def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Result:
-    """Judge the events of a small body; what is accepted is in `lines`."""
-    accepts = plan.validator.accepts
+    """Judge the events of a small body; what is accepted is in `text`."""
+    accepts = plan.validator.accepts_flat
     values = candidates.values
     if accepts is None or not candidates.are_plain(plan.event_bytes) or not all(map(accepts, values)):
         judged = [judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates]
-        accepted, lines = encode(judged)
-        return Result(judged, accepted=accepted, lines=lines)
+        return _result(judged)
     ids = [event["event_id"] for event in values]
     ended = plan.pipeline.run_all(values, context)
     if not ended:
         try:
-            return Result([], ids, lines=list(map(orjson.dumps, values)))
+            return Result([], ids, text=b"\n".join(map(orjson.dumps, values)), n_accepted=len(ids))
         except orjson.JSONEncodeError:
             pass  # found again below, and then it is known which one it was
     judged = [
@@ -149,8 +158,12 @@ def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Resul
         else Judged(Outcome.ACCEPTED, "", event, event_id[:ECHOED_CHARS])
         for index, (event, event_id) in enumerate(zip(values, ids, strict=True))
     ]
+    return _result(judged)
+
+
+def _result(judged: list[Judged]) -> Result:
     accepted, lines = encode(judged)
-    return Result(judged, accepted=accepted, lines=lines)
+    return Result(judged, accepted=accepted, text=b"\n".join(lines), n_accepted=len(lines))
 
 
 def encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:

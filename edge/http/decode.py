@@ -6,10 +6,12 @@ A mistake that spoils the whole body is a `BodyError`; one that spoils a single 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from edge.config.model import Limits
 from edge.http.bodies import BodyError, split_ndjson
-from edge.json_body import check_structure, check_structures, parse_json
+from edge.http.large import LARGE_BYTES
+from edge.json_body import NUL, check_structure, check_structures, parse_json
 from edge.judging import Candidate, Candidates
 from edge.validation import Detail, echo_name, is_datetime
 
@@ -18,6 +20,8 @@ ENVELOPE_FIELDS = ("events", "sent_at")
 UNREAD_FACTOR = 4
 """A body of so many times `limits.event_bytes` is not even parsed as an event."""
 EVENT_VALUES = 50_000
+FLAT_DEPTH = 2
+"""Levels of a flat event: itself, and objects and arrays of plain values."""
 BATCH_VALUES = 200
 """The most values in one event, and in a batch for each event it may have."""
 
@@ -97,9 +101,17 @@ def _decode_json(raw: bytes, limits: Limits) -> Decoded:
         message = 'must be an array of events or {"events": [...]}'
         return _refused([Detail(field="body", message=message, code="validation.type")])
     _check_count(len(events), limits)
-    mistakes = check_structures(raw, events, limits.depth)
     small = len(raw) if len(raw) <= limits.event_bytes else 0
-    return Decoded(Candidates(events, small, mistakes), sent_at)
+    return Decoded(_unchecked(raw, events, small, limits), sent_at)
+
+
+def _unchecked(raw: bytes, events: list[object], whole_bytes: int, limits: Limits) -> Candidates:
+    """Return events whose structure is looked at only if they are not flat, which costs as much as parsing them."""
+    look = partial(check_structures, raw, events, limits.depth)
+    # What is large is decoded in a thread, and looked at there: the loop has no time for it.
+    if limits.depth < FLAT_DEPTH or len(raw) > LARGE_BYTES or (b"\\" in raw and NUL in raw):
+        return Candidates(events, whole_bytes, look())
+    return Candidates(events, whole_bytes, look_deeper=look)
 
 
 def _refused(details: list[Detail]) -> Decoded:

@@ -23,7 +23,7 @@ from edge.http import answers, connections
 from edge.http.bridge import Bridge, Context
 from edge.http.connections import Acceptor, closing_bytes, malformed
 from edge.http.framing import TARGET_BYTES, MalformedError
-from edge.http.quick import Quick, QuickRoutes
+from edge.http.quick import Quick, QuickHead, QuickRoutes
 from edge.http.wire import HEAD_END, WireHead, parse_head
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,8 @@ BUFFER_BYTES: Final = 256 * 1024
 WRITE_BUFFER_BYTES: Final = 64 * 1024
 BARE_END: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 """The end of a line that is not CR LF. A head that has one is refused at once: it may never end otherwise."""
+AT_ONCE: Final = 32
+"""Requests of one connection that are answered in one turn of the loop at most."""
 GATHER_SECS: Final = 1.0
 """A small body that is not there within this time goes the ordinary way, where slow senders are watched."""
 CLOSE_POLL_SECS: Final = 0.01
@@ -49,8 +51,11 @@ class FastConnection(asyncio.Protocol):
         self._bridge: Bridge | None = None
         self._task: asyncio.Task[None] | None = None
         self._quick: Quick | None = None
-        self._gathering: tuple[WireHead, int] | None = None
-        """A head whose body is small and not all there yet, and the length of that body."""
+        self._is_gathering = False
+        """The body of `_quick` is not all there yet."""
+        self._is_going_on = False
+        self._usual_head: QuickHead | None = None
+        """The last head that took the short way."""
         self._since = time.monotonic()
         """Since when the connection waits for what it waits for: the next head, or the rest of a small body."""
         self._arrived: asyncio.Future[bool] | None = None
@@ -58,8 +63,6 @@ class FastConnection(asyncio.Protocol):
         self._blocked_since = 0.0
         self._skipped_line = False
         self._is_paused = False
-        self._is_beginning = False
-        """Whether a request is being begun in this very moment: when it is answered at once, the next one waits."""
         self._is_due = False
         """Whether the next request will be looked for in another turn of the loop."""
         self._ended = False
@@ -79,8 +82,12 @@ class FastConnection(asyncio.Protocol):
         """Take what has arrived."""
         if self._ended:
             return
+        if not self.buffer and self._quick is None and self._bridge is None and self._run_usual(data):
+            return
         self.buffer += data
-        if self._bridge is None and self._quick is None:
+        if self._is_gathering:
+            self._gather()
+        elif self._bridge is None and self._quick is None:
             if not self._is_due:
                 self._go_on()
         elif self._arrived is not None:
@@ -92,6 +99,9 @@ class FastConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The sender has sent all it wants to; it may still wait for answers."""
         self._at_end = True
+        if self._is_gathering and self._quick is not None:
+            self._quick.release()
+            self.end()
         self._wake()
         if not self.is_busy and not self._is_due:
             self.end()
@@ -104,7 +114,7 @@ class FastConnection(asyncio.Protocol):
         self._wake()
         self.resume_writing()
         self.buffer.clear()
-        if self._gathering is not None and self._quick is not None:
+        if self._is_gathering and self._quick is not None:
             self._quick.release()
         if self._bridge is not None:
             self._bridge.lose()
@@ -129,12 +139,10 @@ class FastConnection(asyncio.Protocol):
 
     def next_request(self) -> None:
         """Go on with what follows the request that has just been answered."""
-        self._bridge = self._quick = self._task = self._gathering = None
+        self._bridge = self._quick = self._task = None
         self._skipped_line = False
         self._since = time.monotonic()
-        if self._is_beginning:
-            self._go_on_later()
-        else:
+        if not self._is_going_on:
             self._advance()
 
     def _advance(self) -> None:
@@ -164,12 +172,37 @@ class FastConnection(asyncio.Protocol):
         if not self._ended:
             self._advance()
 
+    def _run_usual(self, data: bytes) -> bool:
+        """Run a request that arrived whole, alone, and with the same head as the last one; False when it is not so."""
+        usual = self._usual_head
+        if usual is None or self._drained is not None:
+            return False
+        end = data.find(HEAD_END) + len(HEAD_END)
+        length = usual.length_in(data[:end])
+        if length < 0 or end + length != len(data):
+            return False
+        self._quick = quick = self.server.routes.take_again(usual, length, self)
+        if quick is None:
+            return False
+        quick.run(data[end:])
+        return True
+
     def _go_on(self) -> None:
-        """Begin with the request at the front of the buffer as soon as its head is there."""
+        """Begin with the requests in the buffer, one after the other, as far as they can be answered at once."""
+        self._is_going_on = True
+        for _ in range(AT_ONCE):
+            if not self.buffer or self.is_busy or self._ended or not self._begin_next():
+                break
+        else:
+            self._go_on_later()  # other connections have their turn first
+        self._is_going_on = False
+
+    def _begin_next(self) -> bool:
+        """Begin with the request at the front of the buffer; False when its head is not there yet."""
         if self._drained is not None:
             # Answers that nobody takes: no further request is looked at before they are.
             self._go_on_later()
-            return
+            return False
         buffer = self.buffer
         if buffer.startswith(b"\r\n") and not self._skipped_line:  # one of them: RFC 9112, section 2.2
             self._skipped_line = True
@@ -178,48 +211,36 @@ class FastConnection(asyncio.Protocol):
         limit = self.server.header_bytes
         if end + len(HEAD_END) > limit or (end < 0 and len(buffer) > limit):
             self.refuse(MalformedError("headers", f"must be at most {limit} bytes"))
-            return
+            return False
         if end < 0:
             if BARE_END.search(buffer):
                 self.refuse(MalformedError("headers", "must have lines that end with CR LF"))
-            return
+            return False
         head = bytes(buffer[: end + len(HEAD_END)])
         del buffer[: end + len(HEAD_END)]
-        self._is_beginning = True
         try:
-            self._begin(parse_head(head, TARGET_BYTES))
+            self._begin(parse_head(head, TARGET_BYTES), head)
         except MalformedError as error:
             self.refuse(error)
-        finally:
-            self._is_beginning = False
+        return True
 
-    def _begin(self, head: WireHead) -> None:
+    def _begin(self, head: WireHead, raw: bytes) -> None:
         """Take the short way with a request, or the ordinary one."""
-        self._quick = quick = self.server.routes.take(head, self)
+        self._quick = quick = self.server.routes.take(head, raw, self)
         if quick is None:
             self._cross(head)
-        elif len(self.buffer) >= quick.length:
-            quick.run(self._body(quick.length))
-        else:
-            self._gathering = head, quick.length
-            self._since = time.monotonic()
-            self._arrived = self.server.loop.create_future()
-            self._arrived.add_done_callback(self._gather)
-
-    def _gather(self, _: object) -> None:
-        """Look whether a small body is complete."""
-        if self._gathering is None or self._quick is None or self._ended:
             return
-        _, length = self._gathering
-        if len(self.buffer) >= length:
-            self._gathering = None
-            self._quick.run(self._body(length))
-        elif self._at_end:
-            self._quick.release()
-            self.end()
-        else:
-            self._arrived = self.server.loop.create_future()
-            self._arrived.add_done_callback(self._gather)
+        self._usual_head = quick.head
+        self._is_gathering = True
+        self._since = time.monotonic()
+        self._gather()
+
+    def _gather(self) -> None:
+        """Run the request in hand if its small body is complete."""
+        quick = self._quick
+        if quick is not None and len(self.buffer) >= quick.length:
+            self._is_gathering = False
+            quick.run(self._body(quick.length))
 
     def _body(self, length: int) -> bytes:
         body = bytes(self.buffer[:length])
@@ -233,10 +254,10 @@ class FastConnection(asyncio.Protocol):
 
     def ordinary(self) -> None:
         """Let a request whose small body is not there yet go the ordinary way."""
-        if self._gathering is not None and self._quick is not None:
-            head, _ = self._gathering
+        if self._is_gathering and self._quick is not None:
+            head = self._quick.head.wire_head
             self._quick.release()
-            self._gathering = self._quick = self._arrived = None
+            self._is_gathering, self._quick = False, None
             self._cross(head)
 
     # --- the request's side
@@ -306,7 +327,7 @@ class FastConnection(asyncio.Protocol):
         if self._drained is not None:
             if now - self._blocked_since > connections.WRITE_SECS:
                 self.close()
-        elif self._gathering is not None:
+        elif self._is_gathering:
             # On the ordinary way it would be refused now; here it may still arrive while the gateway waits.
             if now - self._since > GATHER_SECS and not self.server.is_stopping:
                 self.ordinary()

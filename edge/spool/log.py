@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,7 +22,7 @@ from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
 from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
-from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, decide
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, Waiter, decide
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.release import Releaser
@@ -57,6 +58,16 @@ class LogStats:
     appended_events: int
     late_events: int
     """Events that were stored after their waiter had been told that the outcome is unknown."""
+
+
+def _resolve(future: asyncio.Future[int], seq: int, error: SpoolError | None) -> None:
+    """Hand a frame's outcome to the coroutine that waits for it, if one still does."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(seq)
+    else:
+        future.set_exception(error)
 
 
 class Log:
@@ -209,12 +220,29 @@ class Log:
         if kind not in KINDS:
             raise ValueError(f"{kind} is no kind of frame")
         future: asyncio.Future[int] = self._loop.create_future()
-        entry = Entry(payload, n_events, kind, future, decided)
-        self._queue.put(entry)
+        entry = self._put(Entry(payload, n_events, kind, partial(_resolve, future), decided))
         if self._is_memory:
-            future.set_result(entry.seq)
-            decide([entry], is_stored=True)
+            entry.answer(None)
         return future
+
+    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+        """Queue a frame of events as `append` does; instead of a future, `waiter` is called on the loop, once.
+
+        Never before this returns.
+        """
+        if self._loop is None:
+            raise SpoolClosedError("the log was not started")
+        entry = self._put(Entry(payload, n_events, EVENTS, waiter))
+        if self._is_memory:
+            self._loop.call_soon(entry.answer, None)
+
+    def _put(self, entry: Entry) -> Entry:
+        if self._queue.put(entry) and self._loop is not None:
+            # In the loop's next turn: everything that arrived in this one is committed together.
+            self._loop.call_soon(self._queue.flush)
+        if self._is_memory:
+            decide([entry], is_stored=True)
+        return entry
 
     @property
     def durable_seq(self) -> int:

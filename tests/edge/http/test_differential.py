@@ -27,7 +27,8 @@ END = f"GET /healthz HTTP/1.1\r\nHost: end\r\nX-API-Key: {KEY}\r\nConnection: cl
 
 TOKENS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"=", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff",
-    b"\xa0", b"0", b"1", b"2", b"+", b"-", b"_", b"0x", b"a", b"F", b"/", b"?", b"#", b"%", b"*", b"@", b"[", b"]", b'"',
+    b"\xa0", b"0", b"1", b"2", b"+", b"-", b"_", b"0x", b"a", b"F", b"/", b"?", b"#", b"%", b"*", b"@", b"[", b"]",
+    b'"',
     b"\\",
     b"\r\n\r\n", b"\r\n ", b"HTTP/1.1", b"HTTP/1.0", b"http://x", b"GET / HTTP/1.1\r\nHost: y\r\n\r\n",
     b"Content-Length: 2\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"2\r\n{}\r\n",

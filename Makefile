@@ -4,6 +4,7 @@
 # make faults   the attack suite: kills, full disks, broken input; writes docs/faults.md
 # make faults-selftest   put twelve defects into the code, one at a time, and see that the suite notices
 # make bench    measure requests per second and CPU time per event
+# make bench-memory   measure what memory it takes
 # make check    format, lint, types, generated docs (what CI runs before the tests)
 # make docs     write the generated pages of docs/reference anew
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install install-dev test test-tornado faults faults-selftest bench check docs clean
+.PHONY: run install install-dev test test-tornado faults faults-selftest bench bench-memory check docs clean
 
 run: install
 	@$(BIN)/edge run
@@ -61,6 +62,10 @@ faults-selftest: install-dev
 # All of it takes about 40 minutes and writes docs/benchmarks.md; ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
 bench: install-dev $(BENCH_VENV)/.installed
 	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
+
+# What a start, an idle connection and a million events take; EVENTS=0 leaves the events out.
+bench-memory: install-dev
+	$(BIN)/python -m bench.memory $(if $(EVENTS),--events $(EVENTS))
 
 check: install-dev
 	$(BIN)/ruff format --check .

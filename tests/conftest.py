@@ -20,7 +20,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from edge import logs
 from edge.config import load
 from edge.example import EXAMPLE_EVENT
-from edge.http import early
+from edge.http import early, server
 from edge.http.server import listen
 from edge.registry import load_registry
 from edge.runtime import Process
@@ -159,7 +159,9 @@ def config_path(tmp_path: Path, http_server: str) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def launch(io_loop: Any, config_path: Callable[..., Path], registry: Any) -> Iterator[Launch]:
+def launch(
+    io_loop: Any, config_path: Callable[..., Path], registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launch]:
     """Return a coroutine function that starts a gateway from configuration parts; it is drained after the test."""
     running: list[Running] = []
 
@@ -171,6 +173,8 @@ def launch(io_loop: Any, config_path: Callable[..., Path], registry: Any) -> Ite
         return running[-1]
 
     yield start
+    # Whoever tests a drain stops the gateway in the test; here nobody sends any more, and nobody need be waited for.
+    monkeypatch.setattr(server, "POLL_SECS", 0.001)
     for gateway in running:
         if not gateway.gateway.draining:
             io_loop.run_sync(gateway.stop)

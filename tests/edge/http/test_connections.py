@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import tornado
 
+from edge import runtime
 from edge.http import connections
 from edge.http.connections import Acceptor, connection_bound
 from edge.http.server import listen
@@ -146,6 +147,7 @@ async def test_peer_that_does_not_take_its_answers_is_cut_off(
     launch: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any, example_event: Any
 ) -> None:
     monkeypatch.setattr(connections, "WRITE_SECS", 0.2)
+    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
     gateway = await launch()
     server = gateway.process._ingest
     reader = socket.socket()

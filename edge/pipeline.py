@@ -6,9 +6,8 @@ component runs in a `try` of its own: whatever it raises is counted under its id
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -99,7 +98,7 @@ class Pipeline:
         for step in self._steps:
             call, when, is_filter = step.call, step.when, step.kind == "filter"
             if is_timed:
-                call = partial(self._timed, step)
+                call = self._timed_once(step)
             for index, event in enumerate(events):
                 if ended and index in ended:
                     continue
@@ -132,12 +131,22 @@ class Pipeline:
                 break
         return Explanation(traces, verdict)
 
-    def _timed(self, step: Step, event: Event, context: Context) -> Any:
-        started = perf_counter()
-        try:
-            return step.call(event, context)
-        finally:
-            self._observer.component_timed(step, perf_counter() - started)
+    def _timed_once(self, step: Step) -> Callable[[Event, Context], Any]:
+        """Return the step's call, whose first use is timed."""
+        to_time = True
+
+        def call(event: Event, context: Context) -> Any:
+            nonlocal to_time
+            if not to_time:
+                return step.call(event, context)
+            to_time = False
+            started = perf_counter()
+            try:
+                return step.call(event, context)
+            finally:
+                self._observer.component_timed(step, perf_counter() - started)
+
+        return call
 
 
 def _counted_reason(step: Step, result: Any) -> str:

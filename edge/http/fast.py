@@ -43,10 +43,10 @@ CLOSE_POLL_SECS: Final = 0.01
 class FastConnection(asyncio.Protocol):
     """One connection. `buffer` holds what has arrived and nobody has taken: a head, the body in hand, what follows."""
 
-    def __init__(self, server: FastServer) -> None:
+    def __init__(self, server: FastServer, context: Context) -> None:
         self.server = server
         self.buffer = bytearray()
-        self.context: Context
+        self.context = context
         self._transport: Any = None
         self._bridge: Bridge | None = None
         self._task: asyncio.Task[None] | None = None
@@ -74,7 +74,6 @@ class FastConnection(asyncio.Protocol):
         """Begin."""
         self._transport = transport
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-        self.context = Context(transport.get_extra_info("socket"), tls=self.server.tls)
         if not self.server.admit(self):
             self.answer_and_end(answers.busy("busy.backpressure"))
 
@@ -304,6 +303,7 @@ class FastConnection(asyncio.Protocol):
         """End the connection once what was written is out."""
         if not self._ended:
             self._ended = True
+            self._since = time.monotonic()
             self.buffer.clear()
             self._transport.close()
 
@@ -324,8 +324,8 @@ class FastConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close a connection that says nothing or takes nothing for too long; see to a body that is late."""
-        if self._drained is not None:
-            if now - self._blocked_since > connections.WRITE_SECS:
+        if self._drained is not None or self._ended:
+            if now - (self._since if self._drained is None else self._blocked_since) > connections.WRITE_SECS:
                 self.close()
         elif self._is_gathering:
             # On the ordinary way it would be refused now; here it may still arrive while the gateway waits.
@@ -407,15 +407,16 @@ class FastServer:
             connection.close()
             return
         connection.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-        task = self.loop.create_task(self._connect(connection))
+        context = Context(connection.family, address, tls=self.tls)
+        task = self.loop.create_task(self._connect(connection, context))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket, context: Context) -> None:
         options: dict[str, Any] = {}
         if self._ssl_context is not None:
             options = {"ssl": self._ssl_context, "ssl_handshake_timeout": self.idle_secs}
         try:
-            await self.loop.connect_accepted_socket(lambda: FastConnection(self), connection, **options)
+            await self.loop.connect_accepted_socket(lambda: FastConnection(self, context), connection, **options)
         except OSError as error:
             log.debug("a connection ended before it began", error=str(error))

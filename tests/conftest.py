@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 import yaml
 from tornado.httpclient import HTTPResponse
+from tornado.ioloop import IOLoop
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from edge import logs
@@ -58,6 +60,17 @@ def _no_unexpected_logs(caplog: pytest.LogCaptureFixture, expect_log: list[str])
 @pytest.fixture(scope="session")
 def registry() -> Any:
     return load_registry()
+
+
+@pytest.fixture
+def io_loop(request: pytest.FixtureRequest) -> Iterator[IOLoop]:
+    """The loop of the test. What runs on both HTTP servers has the loop that a gateway runs on: uvloop."""
+    is_real = request.node.get_closest_marker("both_servers") is not None
+    loop = IOLoop(asyncio_loop=uvloop.new_event_loop() if is_real else asyncio.new_event_loop())
+    loop.make_current()
+    yield loop
+    loop.clear_current()
+    loop.close(all_fds=True)
 
 
 class PlainDumper(yaml.SafeDumper):

@@ -128,3 +128,21 @@ async def test_peer_that_sends_and_reads_nothing_is_read_no_further(
         (connection,) = gateway.process._ingest.connections
         assert len(connection.buffer) < 2 * fast.BUFFER_BYTES
         assert connection._transport.get_write_buffer_size() < 2 * fast.WRITE_BUFFER_BYTES
+
+
+@FAST
+async def test_what_a_peer_pipelines_is_read_as_far_as_it_is_answered(launch: Any) -> None:
+    gateway = await launch()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    n_requests = 12_000
+    writer.write(ingest(None) * n_requests)
+    most, n_answers, tail = 0, 0, b""
+    async with asyncio.timeout(25):
+        while n_answers < n_requests:
+            data = tail + await reader.read(1 << 20)
+            n_answers += data.count(b"HTTP/1.1 400")
+            tail = data[-11:]
+            most = max(most, *(len(connection.buffer) for connection in gateway.process._ingest.connections))
+    writer.close()
+    assert n_requests * len(ingest(None)) > 4 * fast.BUFFER_BYTES
+    assert most < 2 * fast.BUFFER_BYTES

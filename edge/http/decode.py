@@ -36,19 +36,29 @@ class Decoded:
     """Mistakes of the envelope; when there are any, there are no candidates."""
 
 
-def decode_event(raw: bytes, limits: Limits) -> Candidate:
-    """Return the one event of a body of `POST /ingest`, with what is wrong with it as JSON."""
-    if len(raw) > limits.event_bytes * UNREAD_FACTOR:
-        # The door measures an event without blanks and escapes; they hardly ever are three quarters of it.
-        message = f"must be at most {limits.event_bytes} bytes"
-        return Candidate(None, Detail(field="event", message=message, code="limit.event"))
-    mistake = _too_many_values(raw, EVENT_VALUES)
+def decode_single(raw: bytes, limits: Limits) -> Decoded:
+    """Return the one event of a body of `POST /ingest`; what is no JSON is a mistake of the body."""
+    value, mistake = _parse_event(raw, limits)
     if mistake is not None:
-        return Candidate(None, mistake)
-    value, mistake = parse_json(raw)
+        return _refused([mistake])
+    return Decoded(_unchecked(raw, [value], len(raw), limits))
+
+
+def decode_event(raw: bytes, limits: Limits) -> Candidate:
+    """Return an event, with what is wrong with it as JSON."""
+    value, mistake = _parse_event(raw, limits)
     if mistake is None:
         mistake = check_structure(raw, value, limits.depth)
     return Candidate(value, mistake, len(raw))
+
+
+def _parse_event(raw: bytes, limits: Limits) -> tuple[object, Detail | None]:
+    if len(raw) > limits.event_bytes * UNREAD_FACTOR:
+        # The door measures an event without blanks and escapes; they hardly ever are three quarters of it.
+        message = f"must be at most {limits.event_bytes} bytes"
+        return None, Detail(field="event", message=message, code="limit.event")
+    mistake = _too_many_values(raw, EVENT_VALUES)
+    return parse_json(raw) if mistake is None else (None, mistake)
 
 
 def _too_many_values(raw: bytes, limit: int) -> Detail | None:
@@ -116,13 +126,6 @@ def _unchecked(raw: bytes, events: list[object], whole_bytes: int, limits: Limit
 
 def _refused(details: list[Detail]) -> Decoded:
     return Decoded(Candidates([]), details=details)
-
-
-def single(candidate: Candidate) -> Decoded:
-    """Return the one event of a body of its own; a mistake of it is one of the body."""
-    if candidate.mistake is not None:
-        return _refused([candidate.mistake])
-    return Decoded(Candidates([candidate.value], candidate.size_bytes))
 
 
 def _lines(candidates: list[Candidate]) -> Decoded:

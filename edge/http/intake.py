@@ -12,7 +12,7 @@ from edge.http import admission, answers, bodies
 from edge.http.admission import Admission, Route, admit, refusal_by_state
 from edge.http.answers import Answer
 from edge.http.bodies import BodyError
-from edge.http.decode import Decoded, decode_batch, decode_event, single
+from edge.http.decode import Decoded, decode_batch, decode_single
 from edge.http.large import LARGE_BYTES, NoTurnError
 from edge.http.state import HttpPlan, Site
 from edge.judging import Judged, Result
@@ -167,7 +167,7 @@ def decode(admission: Admission, raw: bytes) -> Decoded:
     limits = admission.plan.limits
     if admission.route == "batch":
         return decode_batch(raw, admission.media_type, limits)
-    return single(decode_event(raw, limits))
+    return decode_single(raw, limits)
 
 
 def _unreadable(site: Site, context: Context, error: BodyError) -> Answer:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ STALL_LOOKS = 20
 """How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
 longer than it at most."""
 LOOK_SECS = 1.0
+GATHER_SECS = 0.002
+"""How long frames are gathered for one commit while every turn of the loop brings more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class Log:
         self._watchdog: asyncio.TimerHandle | None = None
         self._exited: asyncio.Event | None = None
         self._is_closed = False
+        self._gather_until = 0.0
         self.recovery = recovery
         """What opening found and did."""
 
@@ -236,10 +240,18 @@ class Log:
         if self._is_memory:
             self._loop.call_soon(entry.answer, None)
 
+    def _flush(self, n_before: int) -> None:
+        """Let the writer have what was put, unless this turn of the loop has brought more and the time is not up."""
+        n_gathered = self._queue.n_gathered
+        if n_gathered > n_before and self._loop is not None and time.monotonic() < self._gather_until:
+            self._loop.call_soon(self._flush, n_gathered)
+        else:
+            self._queue.flush()
+
     def _put(self, entry: Entry) -> Entry:
         if self._queue.put(entry) and self._loop is not None:
-            # In the loop's next turn: everything that arrived in this one is committed together.
-            self._loop.call_soon(self._queue.flush)
+            self._gather_until = time.monotonic() + GATHER_SECS
+            self._loop.call_soon(self._flush, 0)
         if self._is_memory:
             decide([entry], is_stored=True)
         return entry

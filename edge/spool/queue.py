@@ -100,6 +100,11 @@ class AppendQueue:
             self._next_seq += entry.n_events
         return len(self._gathered) == 1
 
+    @property
+    def n_gathered(self) -> int:
+        """Entries that were put and not flushed."""
+        return len(self._gathered)
+
     def flush(self) -> None:
         """Let the writer have what was put."""
         if not self._gathered:

@@ -44,8 +44,8 @@ class ReceivedAt(Enricher):
         # The events of one request come one after the other: writing their time once is a tenth of the work.
         if context.received_at is not self._received_at:
             self._received_at = context.received_at
-            stamp = context.received_at.astimezone(UTC).replace(tzinfo=None)
-            self._changes = {self.options["field"]: stamp.isoformat(timespec="milliseconds") + "Z"}
+            stamp = context.received_at.astimezone(UTC).isoformat(timespec="milliseconds")
+            self._changes = {self.options["field"]: stamp.removesuffix("+00:00") + "Z"}
         return self._changes
 
 

@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from edge.api import REMOVE, Context
 from edge.binding import Step
 from edge.example import EXAMPLE_EVENT
-from edge.judging import EVENT_DETAILS, Candidate, Candidates, Plan, encode, judge, judge_at_once
+from edge.judging import (
+    EVENT_DETAILS,
+    Candidate,
+    Candidates,
+    Judged,
+    Plan,
+    Result,
+    encode,
+    joined,
+    judge,
+    judge_at_once,
+    written,
+)
 from edge.outcomes import Outcome
 from edge.pipeline import Pipeline
 from edge.validation import Detail, EventValidator
@@ -102,15 +114,31 @@ def test_judging_at_once_is_judging_one_by_one(unknown: Any, events: list[Any], 
         plan(unknown),
         [Candidate(copy.deepcopy(e), m, s) for e, m, s in zip(events, mistakes, sizes, strict=True)],
     )
-    found = judge_at_once(
-        plan(unknown),
-        Candidates(copy.deepcopy(events), max(sizes), mistakes if any(mistakes) else None, sizes),
-        CONTEXT,
-    )
-    assert [(item.outcome, item.reason, item.event_id, item.details) for item in found.spell_out()] == wanted
-    assert found.text == text
-    assert found.n_accepted == sum(outcome is Outcome.ACCEPTED for outcome, *_ in wanted)
-    assert found.n_events == len(events)
+    wrong = mistakes if any(mistakes) else None
+    whole = judge_at_once(plan(unknown), Candidates(copy.deepcopy(events), max(sizes), wrong, sizes), CONTEXT)
+    # Sizes that nobody knows are measured; those of the decoder are the same.
+    measured = Candidates(copy.deepcopy(events), 0, wrong, sizes if 0 in sizes else None)
+    in_slices = plan(unknown)
+    sliced = joined([judge_at_once(in_slices, part, CONTEXT) for part in measured.slices(2)])
+    for found in (whole, sliced):
+        assert [(item.outcome, item.reason, item.event_id, item.details) for item in found.spell_out()] == wanted
+        assert found.text == text
+        assert found.n_accepted == sum(outcome is Outcome.ACCEPTED for outcome, *_ in wanted)
+        assert found.n_events == len(events)
+
+
+def test_events_that_were_not_stored_are_rejected_whichever_way_they_were_judged() -> None:
+    plain = Result([], ["a"], text=b"{}", n_accepted=1)
+    mixed = written([Judged(Outcome.ACCEPTED, "", dict(EXAMPLE_EVENT), "b"), Judged(Outcome.FILTERED, "drops.no")])
+    result = joined([plain, mixed])
+    result.refuse_accepted("busy.full")
+    assert [(item.outcome, item.reason) for item in result.judged] == [
+        (Outcome.REJECTED, "busy.full"),
+        (Outcome.REJECTED, "busy.full"),
+        (Outcome.FILTERED, "drops.no"),
+    ]
+    plain.refuse_accepted("busy.full")
+    assert [(item.outcome, item.reason) for item in plain.spell_out()] == [(Outcome.REJECTED, "busy.full")]
 
 
 def orjson_takes(event: Any) -> bool:

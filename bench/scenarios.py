@@ -73,6 +73,12 @@ AXES: Final = (
             for word in ("disk", "os", "memory")
         ),
     ),
+    _axis(
+        "heads",
+        "Heads of requests: repeated byte for byte on a connection, or new each time",
+        "head",
+        ((head, Point(kind, head=head)) for head in ("repeated", "new") for kind in VERSUS[:2]),
+    ),
     # Every path of the code that measures, in two starts of our own server: what the tests run.
     _axis(
         "smoke",

@@ -48,9 +48,11 @@ class Head(Protocol):
         """Return the last value of a query parameter."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Admission:
-    """A head that was let in. It says the same of every request with the same head, for as long as the plan holds."""
+    """A head that was let in. Nobody changes it; to have Python see to that costs 2 us each time.
+
+    It says the same of every request with the same head, for as long as the plan holds."""
 
     plan: HttpPlan
     route: Route

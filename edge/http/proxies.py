@@ -32,7 +32,7 @@ class TrustedProxies:
         if address is None:
             return peer
         if not self._networks:
-            return str(address)
+            return _written(address)
         for name in self._walk(forwarded_for):
             if not self._trusts(address):
                 break
@@ -40,7 +40,7 @@ class TrustedProxies:
             if nearer is None:
                 break
             address = nearer
-        return str(address)
+        return _written(address)
 
     def _walk(self, forwarded_for: Sequence[str]) -> Iterable[str]:
         """Yield the elements from the nearest proxy to the farthest."""
@@ -48,6 +48,12 @@ class TrustedProxies:
 
     def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+@lru_cache(maxsize=4096)
+def _written(address: _Address) -> str:
+    """Return an address as text, which `ipaddress` puts together anew each time."""
+    return str(address)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,169 @@
+"""Following a log that another process writes: read-only, up to what that process has published as durable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+
+from edge.spool.errors import SpoolFailedError
+from edge.spool.files import Files, open_directory
+from edge.spool.observer import LogObserver, SilentObserver
+from edge.spool.quarantine import Quarantine
+from edge.spool.reader import Reader, ReadResult
+from edge.spool.recovery import discover
+from edge.spool.seam import Seam
+from edge.spool.segment import Segment, SegmentFiles, View
+
+GATHER_SECS = 0.004
+"""How long commits are let add up before those who wait are told: at most so many wake-ups a second."""
+LOOK_SECS = 1.0
+"""How often the seam is looked at without being woken, should a wake-up ever be missed."""
+
+
+class FollowedIndex:
+    """The segments of the log as its directory shows them. Safe to use from any thread.
+
+    Read anew whenever the writer says that the list has changed. The segment being written is as long as its file: its
+    frames are read one after the other, and the last one that is durable ends the reading.
+    """
+
+    def __init__(self, dir_fd: int, seam: Seam) -> None:
+        self._dir_fd = dir_fd
+        self._seam = seam
+        self._lock = threading.Lock()
+        self._layout = -1
+        self._segments: list[Segment] = []
+        self._firsts: list[int] = []
+
+    @property
+    def first_seq(self) -> int:
+        """Number of the first event that may still be there."""
+        durable_seq = self._seam.durable_seq
+        with self._lock:
+            self._refresh()
+            return min(self._firsts[0], durable_seq) if self._firsts else durable_seq
+
+    def locate(self, position: int) -> View | None:
+        """Return the segment that holds event `position`, or the first one after it; None when nothing durable is."""
+        # Before the list: a segment that holds something durable is listed by then.
+        durable_seq = self._seam.durable_seq
+        if position >= durable_seq:
+            return None
+        with self._lock:
+            self._refresh()
+            if not self._segments:
+                return None
+            at = max(bisect_right(self._firsts, position) - 1, 0)
+            segment = self._segments[at]
+            following = self._firsts[at + 1] if at + 1 < len(self._firsts) else durable_seq
+            # The writer may have begun further segments since `durable_seq` was read.
+            return View(segment, segment.data_end, min(following, durable_seq))
+
+    def holds(self, segment: Segment) -> bool:
+        """Say whether a segment is still part of the log."""
+        with self._lock:
+            self._layout = -1  # a segment is taken off the list before its file goes
+            self._refresh()
+            return segment in self._segments
+
+    def _refresh(self) -> None:
+        layout = self._seam.layout
+        if layout == self._layout:
+            return
+        try:
+            found = discover(self._dir_fd).segments
+        except OSError as error:
+            raise SpoolFailedError(f"the spool's directory cannot be read: {error.strerror}") from error
+        known = {segment.name: segment for segment in self._segments}
+        self._segments = [_as_before(segment, known.get(segment.name)) for segment in found]
+        self._firsts = [segment.first_seq for segment in self._segments]
+        self._layout = layout
+
+
+def _as_before(segment: Segment, known: Segment | None) -> Segment:
+    """Return the object that readers have notes on, if it is still the same file."""
+    if known is None or known.header != segment.header:
+        return segment
+    known.data_end, known.size = segment.data_end, segment.size
+    return known
+
+
+class Follower:
+    """What delivery sees of a log that another process owns. Bound to an event loop with `start`, ended with `close`.
+
+    `read` may be called from any thread. Damage that is met is kept in the log's quarantine, as its owner would.
+    """
+
+    def __init__(self, path: Path, seam: Seam, observer: LogObserver | None = None) -> None:
+        self.seam = seam
+        self._dir_fd = open_directory(path)
+        self._index = FollowedIndex(self._dir_fd, seam)
+        self._quarantine = Quarantine(self._dir_fd, Files(), observer or SilentObserver())
+        self._files = SegmentFiles(open_directory(path))
+        self._reader = Reader(self._index, self._files, self._quarantine)
+        self._subscribers: dict[object, Callable[[int], None]] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch the seam; called on the loop, once."""
+        self._loop = loop
+        loop.add_reader(self.seam.wake_fd, self._woken)
+        self._look()
+
+    @property
+    def durable_seq(self) -> int:
+        """Every event below it is durable; nothing is read from it on."""
+        return self.seam.durable_seq
+
+    @property
+    def first_seq(self) -> int:
+        """Number of the first event that may still be in the log."""
+        return self._index.first_seq
+
+    def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
+        """Return frames from event `position` on, like the log itself."""
+        return self._reader.read(position, max_bytes, is_needed=is_needed)
+
+    def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback` called on the loop with `durable_seq` soon after commits; returns what ends that."""
+        key = object()
+        self._subscribers[key] = callback
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(key, None)
+
+        return unsubscribe
+
+    def close(self) -> None:
+        """Stop watching and give the descriptors back."""
+        self._loop.remove_reader(self.seam.wake_fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._files.close()
+        os.close(self._dir_fd)
+
+    def _woken(self) -> None:
+        self.seam.woken()
+        self._look_in(GATHER_SECS)
+
+    def _look_in(self, secs: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(secs, self._look)
+
+    def _look(self) -> None:
+        """Tell the subscribers what is new, then sleep until the writer has more."""
+        durable_seq = self.seam.durable_seq
+        if durable_seq != self._told:
+            self._told = durable_seq
+            for callback in tuple(self._subscribers.values()):
+                callback(durable_seq)
+        self.seam.sleep()
+        # What was published before the writer could see that nobody is awake would wake nobody.
+        self._look_in(LOOK_SECS if self.seam.durable_seq == durable_seq else GATHER_SECS)

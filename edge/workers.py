@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -14,7 +14,7 @@ from edge.clock import Clock
 from edge.config.model import DeadLetters, SinkConfig
 from edge.delivery.observer import DeliveryObserver
 from edge.delivery.poison import FlightRecorder, RecordFile
-from edge.delivery.shared import SinkPool, TurnCaller
+from edge.delivery.shared import SinkPool, TurnCaller, identity
 from edge.delivery.worker import SinkSnapshot, SinkWorker, Source
 from edge.spool.cursor import CursorFile
 
@@ -70,7 +70,7 @@ class Workers:
 
     def _is_running(self, config: SinkConfig) -> bool:
         before = self._configs.get(config.id)
-        return before is not None and _identity(before) == _identity(config)
+        return before is not None and identity(before) == identity(config)
 
     async def replace(self, prepared: Sequence[Prepared], wanted: Sequence[SinkConfig], timeout_secs: float) -> None:
         """Start what was prepared, each in the place of its predecessor, and stop what is not wanted any more.
@@ -90,10 +90,11 @@ class Workers:
                 log.error("a sink could not be started or stopped", exc_info=error)
 
     async def _start(self, item: Prepared, timeout_secs: float) -> None:
-        shared, store = self._pool.sink(item.sink), self._pool.store(item.config)
+        shared, store = self._pool.sink(item.sink, item.config), self._pool.store(item.config)
         seat = shared.seat()
         before = self._workers.get(item.config.id)
         if before is not None:
+            # Only now: a sink that only one worker had, and its dead letters, are closed by it.
             await before.stop(timeout_secs, deliver_pending=False)
         worker = SinkWorker(
             seat,
@@ -161,8 +162,3 @@ class Workers:
     def release_position(self) -> int:
         """The position that every sink is durably past."""
         return min((worker.durable_position for worker in self._workers.values()), default=0)
-
-
-def _identity(config: SinkConfig) -> object:
-    """Return what makes a sink the same across a reload: everything but the compiled condition and the place."""
-    return replace(config, component=replace(config.component, when=None, where=""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -27,8 +28,9 @@ PREDECESSOR_SECS = 30.0
 class SharedSink:
     """A bound sink and who uses it."""
 
-    def __init__(self, sink: DeliverySink, before: SharedSink | None = None) -> None:
+    def __init__(self, sink: DeliverySink, identity: object, before: SharedSink | None = None) -> None:
         self.sink = sink
+        self.identity = identity
         self.turn = asyncio.Lock()
         """Held during each call of a hook."""
         self.opened = 0
@@ -134,6 +136,11 @@ class SharedStore(DeadLetterStore):
             await super().close()
 
 
+def identity(config: SinkConfig) -> object:
+    """Return what makes a sink the same across a reload: everything but the compiled condition and the place."""
+    return replace(config, component=replace(config.component, when=None, where=""))
+
+
 class SinkPool:
     """The sinks of one process, the dead letters they leave, and what keeps them apart. Used on the event loop."""
 
@@ -144,12 +151,13 @@ class SinkPool:
         self.turn = asyncio.Lock()
         """Held by a worker while events are in flight that may have killed the process."""
 
-    def sink(self, sink: DeliverySink) -> SharedSink:
-        """Return what the workers of a sink share; another object under the same id takes the place of the first."""
-        before = self._sinks.get(sink.id)
-        if before is not None and before.sink is sink:
+    def sink(self, sink: DeliverySink, config: SinkConfig) -> SharedSink:
+        """Return what the workers of a sink share: what is in use already, unless the configuration is another one."""
+        same = identity(config)
+        before = self._sinks.get(config.id)
+        if before is not None and before.users and before.identity == same:
             return before
-        self._sinks[sink.id] = shared = SharedSink(sink, before)
+        self._sinks[config.id] = shared = SharedSink(sink, same, before)
         return shared
 
     def store(self, config: SinkConfig) -> DeadLetterStore | None:

@@ -32,7 +32,7 @@ class SpoolHandler(AdminHandler):
 
     async def respond(self) -> Answer:
         """Do a page of the work, and say where to go on."""
-        if self.site.gateway.draining:
+        if self.site.is_draining:
             return answers.busy("busy.draining")
         try:
             body = json_object(bytes(self.body))

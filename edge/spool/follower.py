@@ -109,6 +109,8 @@ class Follower:
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
+        self.on_wish: Callable[[], None] = lambda: None
+        """Called on the loop when the owner of the log has no room."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to watch the seam; called on the loop, once."""
@@ -164,6 +166,8 @@ class Follower:
             self._told = durable_seq
             for callback in tuple(self._subscribers.values()):
                 callback(durable_seq)
+        if self.seam.wish:
+            self.on_wish()
         self.seam.sleep()
         # What was published before the writer could see that nobody is awake would wake nobody.
         self._look_in(LOOK_SECS if self.seam.durable_seq == durable_seq else GATHER_SECS)

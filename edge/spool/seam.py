@@ -1,4 +1,4 @@
-"""The seam between who writes a log and who reads it from another process: one shared page and a pipe to wake the reader.
+"""The seam between who writes a log and who reads it from another process: a shared page and a pipe to wake who reads.
 
 The page is made by a parent before it forks, so that it outlives both sides: a writer that starts again goes on behind
 the numbers it has published, and what a reader that is gone had released stays released. Nothing in it has to survive
@@ -26,8 +26,8 @@ class Seam:
         # Native words, not `struct` with a byte order: that would store byte by byte.
         self._words = memoryview(self._memory).cast("Q")
         self.wake_fd, self._ring_fd = os.pipe()
-        os.set_blocking(self.wake_fd, False)  # noqa: FBT003 - the standard library's own signature
-        os.set_blocking(self._ring_fd, False)  # noqa: FBT003 - the same
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(self._ring_fd, False)
 
     @property
     def generation(self) -> int:

@@ -14,7 +14,7 @@ from edge.api import EdgeError
 from edge.binding import Bound, Lifecycle, bind
 from edge.books import Books
 from edge.clock import Clock
-from edge.config.model import GatewayConfig, Spool
+from edge.config.model import GatewayConfig
 from edge.dedup import Dedup
 from edge.delivery.attempt import Caller
 from edge.delivery.circuit import CircuitState
@@ -24,14 +24,11 @@ from edge.metrics import Metrics, Samples
 from edge.outcomes import AttemptResult
 from edge.pipeline import Pipeline
 from edge.registry import Registry
-from edge.roles import SHARD, WHOLE, Role, shard_names
+from edge.roles import SHARD, WHOLE, Role
 from edge.room import Holders, RoomMaker
-from edge.shards import RemoteSinks, Shards, begin_cursors
-from edge.spool.capacity import default_capacity
-from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
+from edge.shards import RemoteSinks, Shards, begin_cursors, forget_everywhere, open_spool
+from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.log import Log
-from edge.spool.observer import LogObserver
-from edge.spool.seam import Seam
 from edge.validation import EventValidator
 
 log = structlog.get_logger(__name__)
@@ -231,7 +228,7 @@ class Gateway:
         async with self._reloading:  # no reload may bring the sink back meanwhile
             if self.worker(sink_id) is not None or any(sink_id == config.id for config in self.config.sinks):
                 raise ConfiguredSinkError("is configured in the running gateway; take it out and reload first")
-            return await asyncio.to_thread(_forget_everywhere, self.config.spool.path, sink_id)
+            return await asyncio.to_thread(forget_everywhere, self.config.spool.path, sink_id)
 
     async def _open_all(self, lifecycles: Sequence[Lifecycle]) -> None:
         """Open enrichers and filters; when one cannot be opened, close those that were and raise."""
@@ -370,41 +367,6 @@ class Gateway:
             due = self.clock.monotonic() + LAG_EVERY_SECS
             await self.clock.sleep(LAG_EVERY_SECS)
             self._books.loop_lag(max(0.0, self.clock.monotonic() - due))
-
-
-def open_spool(
-    options: Spool,
-    observer: LogObserver | None = None,
-    *,
-    retain_secs: float = 0.0,
-    shard: str = SHARD,
-    shares: int = 1,
-    seam: Seam | None = None,
-) -> Log:
-    """Open a shard of the spool as it is configured, and nothing else of the gateway. Blocks, raises like `Log.open`.
-
-    `retain_secs` counts where it is longer than the configured one. The shard may take one of so many `shares` of the
-    room, and two segments at least.
-    """
-    path = options.path / shard
-    max_bytes = options.max_bytes
-    if max_bytes is None:
-        max_bytes = default_capacity(path, options.segment_bytes)
-    return Log.open(
-        path,
-        shard=shard,
-        segment_bytes=options.segment_bytes,
-        max_bytes=max_bytes if shares == 1 else max(max_bytes // shares, 2 * options.segment_bytes),
-        durability=options.durability,
-        retain_secs=max(options.retain_secs, retain_secs),
-        observer=observer,
-        seam=seam,
-    )
-
-
-def _forget_everywhere(spool: Path, sink_id: str) -> bool:
-    """Remove the cursors of a sink on all shards; return whether there was one."""
-    return sum(forget_cursor(spool / shard, sink_id) for shard in shard_names(spool)) > 0
 
 
 async def _every(clock: Clock, secs: float, work: Callable[[], Awaitable[None]]) -> None:

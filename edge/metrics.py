@@ -164,6 +164,13 @@ TABLE = (
         across="max",
     ),
     Row(
+        "edge_process_pid",
+        "scraped",
+        "The process ids of a gateway with server.workers above 1; 0 for one that is down.",
+        ("process",),
+        across="max",
+    ),
+    Row(
         "edge_process_restarts_total",
         "scraped",
         "Processes of the gateway that died and were started again.",

@@ -125,6 +125,7 @@ class Peers:
         self._lines = {place: Line(sock, self._heard) for place, sock in enumerate(socks, 1)}
         self._answering: set[int] = set(self._lines)
         gateway.metrics.sources["edge_process_up"] = self._up
+        gateway.metrics.sources["edge_process_pid"] = self._pids
         gateway.metrics.sources["edge_process_restarts_total"] = self._restarts
 
     async def ask(self, place: int, what: str, secs: float = ANSWER_SECS, **details: Any) -> dict[str, Any]:
@@ -216,6 +217,10 @@ class Peers:
     def _up(self) -> list[tuple[tuple[str, ...], float]]:
         ingest = [((f"ingest-{place}",), float(place in self._answering)) for place in self._lines]
         return [(("delivery",), 1.0), *ingest]
+
+    def _pids(self) -> list[tuple[tuple[str, ...], float]]:
+        ingest = [((f"ingest-{place}",), float(self._board.pid(place))) for place in self._lines]
+        return [(("delivery",), float(self._board.pid(DELIVERY))), *ingest]
 
     def _restarts(self) -> list[tuple[tuple[str, ...], float]]:
         board = self._board

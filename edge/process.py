@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 SWEEP_EVERY_SECS = 1.0
 CLOSE_CONNECTIONS_SECS = 1.0
+HANDOVER_SECS = 0.2
 COVER_LOOK_SECS = 0.1
 """How often an ingest process looks whether another one is down."""
 
@@ -285,7 +286,7 @@ class Process:
         def secs_left() -> float:
             return 0.0 if self._hurry.is_set() else max(0.0, deadline - asyncio.get_running_loop().time())
 
-        self._stop_accepting()
+        await self._stop_accepting()
         if not await wait_until_idle(self._site.in_flight, secs_left):
             log.warning("requests were still arriving when the drain time was up", requests=len(self._site.in_flight))
         for task in self._tasks:
@@ -296,15 +297,20 @@ class Process:
             remove_sockets((*server.listen, *self.config.admin.listen))
         log.info("stopped", pending_events={item.id: item.pending_events for item in self.gateway.last_snapshots})
 
-    def _stop_accepting(self) -> None:
-        self._site.closing = True
+    async def _stop_accepting(self) -> None:
         ends_for_all = self._is_ending
+        if ends_for_all:
+            self._site.closing = True
         if self._cover is not None:
             self._cover.stop(ends_for_all=ends_for_all)
             self._cover = None
         for sock in self._held:
             sock.leave(ends_for_all=ends_for_all)
         self._ingest.stop()
+        if not ends_for_all:
+            # Who connects now is served by the successor; who has just connected here is not to be sent away for that.
+            await asyncio.sleep(HANDOVER_SECS)
+            self._site.closing = True
 
     async def _close_all(self) -> None:
         """End the admin listener, what is said to other processes, and every connection."""

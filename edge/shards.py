@@ -17,15 +17,17 @@ from edge.api import EdgeError
 from edge.binding import BoundSink
 from edge.books import Books
 from edge.clock import Clock
-from edge.config.model import GatewayConfig, SinkConfig
+from edge.config.model import GatewayConfig, SinkConfig, Spool
 from edge.delivery.shared import SinkPool
 from edge.delivery.worker import SinkSnapshot
-from edge.roles import Role, shard_names
-from edge.spool.cursor import Cursor, CursorFile
+from edge.roles import SHARD, Role, shard_names
+from edge.spool.capacity import default_capacity
+from edge.spool.cursor import Cursor, CursorFile, forget_cursor
 from edge.spool.errors import SpoolLockedError
 from edge.spool.follower import Follower
 from edge.spool.format import SEGMENT_HEADER_BYTES
 from edge.spool.log import Log
+from edge.spool.observer import LogObserver
 from edge.spool.seam import Seam
 from edge.workers import Prepared, Workers
 
@@ -293,6 +295,41 @@ class Shards:
     def _shard(self, name: str, source: Log | Follower) -> Shard:
         workers = Workers(source, self._root / name, self._letters, self._books.delivery, self._clock, pool=self._pool)
         return Shard(name, source, workers)
+
+
+def open_spool(
+    options: Spool,
+    observer: LogObserver | None = None,
+    *,
+    retain_secs: float = 0.0,
+    shard: str = SHARD,
+    shares: int = 1,
+    seam: Seam | None = None,
+) -> Log:
+    """Open a shard of the spool as it is configured, and nothing else of the gateway. Blocks, raises like `Log.open`.
+
+    `retain_secs` counts where it is longer than the configured one. The shard may take one of so many `shares` of the
+    room, and two segments at least.
+    """
+    path = options.path / shard
+    max_bytes = options.max_bytes
+    if max_bytes is None:
+        max_bytes = default_capacity(path, options.segment_bytes)
+    return Log.open(
+        path,
+        shard=shard,
+        segment_bytes=options.segment_bytes,
+        max_bytes=max_bytes if shares == 1 else max(max_bytes // shares, 2 * options.segment_bytes),
+        durability=options.durability,
+        retain_secs=max(options.retain_secs, retain_secs),
+        observer=observer,
+        seam=seam,
+    )
+
+
+def forget_everywhere(spool: Path, sink_id: str) -> bool:
+    """Remove the cursors of a sink on all shards; return whether there was one."""
+    return sum(forget_cursor(spool / shard, sink_id) for shard in shard_names(spool)) > 0
 
 
 def begin_cursors(directory: Path, sinks: Sequence[str], position: int) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,12 @@ class Process:
         self._ledger = Ledger(self.gateway, board, place.role.place)
         self._answers = Answers(
             place.lines[0],
-            {"metrics": self._answer_metrics, "checks": self._answer_checks, "reload": self._answer_reload},
+            {
+                "metrics": self._answer_metrics,
+                "checks": self._answer_checks,
+                "reload": self._answer_reload,
+                "repair": self._answer_repair,
+            },
         )
 
     async def _answer_metrics(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +208,9 @@ class Process:
     async def _answer_reload(self, question: dict[str, Any]) -> dict[str, Any]:
         await self.reload()
         return {}
+
+    async def _answer_repair(self, question: dict[str, Any]) -> dict[str, Any]:
+        return asdict(await asyncio.to_thread(self.gateway.spool.repair, question["position"]))
 
     def stop(self) -> None:
         """Begin to drain. Called a second time: wait for no sender any more, and give the sinks no time."""

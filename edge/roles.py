@@ -22,6 +22,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:03d}"
 
 
+def shard_number(name: str) -> int:
+    """Return the number of a shard's directory."""
+    return int(name.rpartition("-")[2])
+
+
 def shard_names(spool: Path) -> list[str]:
     """Return the shards that have a directory in the spool, in order."""
     try:

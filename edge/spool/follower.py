@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from bisect import bisect_right
@@ -38,6 +39,7 @@ class FollowedIndex:
         self._layout = -1
         self._segments: list[Segment] = []
         self._firsts: list[int] = []
+        self._inodes: dict[Segment, int] = {}
 
     @property
     def first_seq(self) -> int:
@@ -75,21 +77,48 @@ class FollowedIndex:
         if layout == self._layout:
             return
         try:
+            # Before the files are looked into: one that is replaced meanwhile will be found to be another one.
+            with os.scandir(self._dir_fd) as entries:
+                inodes = {entry.name: entry.inode() for entry in entries}
             found = discover(self._dir_fd).segments
         except OSError as error:
             raise SpoolFailedError(f"the spool's directory cannot be read: {error.strerror}") from error
-        known = {segment.name: segment for segment in self._segments}
-        self._segments = [_as_before(segment, known.get(segment.name)) for segment in found]
-        self._firsts = [segment.first_seq for segment in self._segments]
+        known = {(segment.name, self._inodes[segment]): segment for segment in self._segments}
+        self._segments, self._firsts, self._inodes = [], [], {}
+        for segment in found:
+            inode = inodes.get(segment.name, 0)
+            before = known.get((segment.name, inode))
+            if before is not None:  # the object that readers have notes on
+                before.data_end, before.size = segment.data_end, segment.size
+            self._segments.append(before or segment)
+            self._firsts.append(segment.first_seq)
+            self._inodes[before or segment] = inode
         self._layout = layout
 
+    def inode(self, segment: Segment) -> int:
+        """Return the number of the file that a segment is known to be; 0 for one that is not known any more."""
+        with self._lock:
+            return self._inodes.get(segment, 0)
 
-def _as_before(segment: Segment, known: Segment | None) -> Segment:
-    """Return the object that readers have notes on, if it is still the same file."""
-    if known is None or known.header != segment.header:
-        return segment
-    known.data_end, known.size = segment.data_end, segment.size
-    return known
+
+class FollowedFiles(SegmentFiles):
+    """Open descriptors of segments whose files others replace: who repairs a segment gives its name to another file.
+
+    Notes on where frames lie in the old file are not to meet the new one.
+    """
+
+    def __init__(self, dir_fd: int, index: FollowedIndex) -> None:
+        super().__init__(dir_fd)
+        self._index = index
+
+    def borrow(self, segment: Segment) -> int:
+        """Return a descriptor that stays open until `give_back`. `FileNotFoundError` when the file is another one."""
+        fd = super().borrow(segment)
+        if os.fstat(fd).st_ino == self._index.inode(segment):
+            return fd
+        self.give_back(segment)
+        self.forget(segment)
+        raise FileNotFoundError(errno.ENOENT, "the segment was replaced", segment.name)
 
 
 class Follower:
@@ -103,7 +132,7 @@ class Follower:
         self._dir_fd = open_directory(path)
         self._index = FollowedIndex(self._dir_fd, seam)
         self._quarantine = Quarantine(self._dir_fd, Files(), observer or SilentObserver())
-        self._files = SegmentFiles(open_directory(path))
+        self._files = FollowedFiles(open_directory(path), self._index)
         self._reader = Reader(self._index, self._files, self._quarantine)
         self._subscribers: dict[object, Callable[[int], None]] = {}
         self._loop: asyncio.AbstractEventLoop

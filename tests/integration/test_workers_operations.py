@@ -194,6 +194,8 @@ def test_damage_in_a_shard_is_repaired_by_who_writes_it(
     with first.open("r+b") as file:
         file.seek(20_000)
         file.write(b"\xaa\xaa")
+    os.kill(gateway.pid("delivery"), signal.SIGKILL)  # which had read all of it before
+    gateway.until(lambda: gateway.checks()["status"] == "pass")
     repaired = gateway.edge("spool", "repair")
     assert repaired.returncode == 1
     assert "moved to quarantine" in repaired.stdout

@@ -52,9 +52,14 @@ class Board:
     @property
     def secs_left(self) -> float:
         """What is left of the time for the drain; 0 when nobody is to be waited for any more."""
-        if self._words[_HURRY]:
+        if self.is_hurrying:
             return 0.0
         return max(0.0, (self._words[_DEADLINE] - time.monotonic_ns()) / 1e9)
+
+    @property
+    def is_hurrying(self) -> bool:
+        """Whether nothing is waited for any more."""
+        return bool(self._words[_HURRY])
 
     def hurry(self) -> None:
         """Say that nothing is waited for any more."""
@@ -63,6 +68,11 @@ class Board:
     def state(self, place: int) -> State:
         """What the process in a place is doing."""
         return State(self._words[self._at(place) + _STATE])
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether an ingest process still runs."""
+        return any(self.state(place) is not State.DOWN for place in range(1, self.workers + 1))
 
     def pid(self, place: int) -> int:
         """The process in a place; 0 for none."""

@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 SWEEP_EVERY_SECS = 1.0
 CLOSE_CONNECTIONS_SECS = 1.0
 HANDOVER_SECS = 0.2
+WORD_SECS = 0.1
+"""Whoever stops a whole group of processes signals all at once: the parent's word, that all are meant, comes within."""
 COVER_LOOK_SECS = 0.1
 """How often an ingest process looks whether another one is down."""
 
@@ -138,7 +140,7 @@ class Process:
             asyncio.get_running_loop().remove_reader(self._place.parent_fd)
         log.error("the parent process is gone: this one stops")
         self._orphaned = True
-        self.stop()
+        self._stop.set()
 
     async def start(self, ingest_sockets: list[socket.socket], admin_sockets: list[socket.socket]) -> Started:
         """Start the gateway, then accept connections on these sockets."""
@@ -213,8 +215,13 @@ class Process:
         return asdict(await asyncio.to_thread(self.gateway.spool.repair, question["position"]))
 
     def stop(self) -> None:
-        """Begin to drain. Called a second time: wait for no sender any more, and give the sinks no time."""
-        if self._stop.is_set():
+        """Begin to drain. Called a second time: wait for no sender any more, and give the sinks no time.
+
+        Of several processes the parent says on the board whether that is meant: one that gets a signal twice may have
+        got it from the parent and from who stops the whole group.
+        """
+        board = self.role.board
+        if self._stop.is_set() and (board is None or not board.is_draining or board.is_hurrying):
             self._hurry.set()
         self._stop.set()
 
@@ -283,11 +290,15 @@ class Process:
         self.gateway.draining = True
         log.info("draining", pre_stop_secs=server.pre_stop_secs, drain_timeout_secs=server.drain_timeout_secs)
         timeout_secs = server.drain_timeout_secs
+        if not self._is_ending:
+            await asyncio.sleep(WORD_SECS)
         if role.takes_events:
             with suppress(TimeoutError):
                 async with asyncio.timeout(server.pre_stop_secs):
                     await self._hurry.wait()
         elif role.board is not None and role.board.is_draining:
+            while role.board.takes_events and role.board.secs_left:  # noqa: ASYNC110 - other processes end, not tasks
+                await asyncio.sleep(WORD_SECS)
             timeout_secs = role.board.secs_left  # the ingest processes have had the rest
         deadline = asyncio.get_running_loop().time() + timeout_secs
 

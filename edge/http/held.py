@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,7 +33,12 @@ class HeldSocket(socket.socket):
         """Accept a connection, unless the socket is left to others."""
         if self.is_left:
             raise BlockingIOError
-        return super().accept()
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # another process that shares it has ended it for all
+                raise BlockingIOError from error
+            raise
 
     def leave(self, *, ends_for_all: bool) -> None:
         """Prepare for `close`: of all who hold it, or of this process alone."""

@@ -29,8 +29,9 @@ class Several:
         self.log_path = cwd / f"gateway-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             command = [sys.executable, "-m", "edge.cli", "run", "--config", str(config)]
+            environ = {**os.environ, "NO_COLOR": "1"}
             self.process = subprocess.Popen(
-                command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, "NO_COLOR": "1"}
+                command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=log, env=environ, start_new_session=True
             )
         listening = self.wait_for("the gateway is listening")
         self.port = int(listening["ingest"][0].rpartition(":")[2])

@@ -94,14 +94,35 @@ def test_senders_go_on_while_an_ingest_process_is_down(several: Any, example_eve
     assert gateway.stop() == 0
 
 
-def test_drain_under_load_resets_no_connection(several: Any, example_event: Any, senders: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain_under_load_resets_no_connection(
+    several: Any, example_event: Any, senders: Any, number: int, whole_group: bool
+) -> None:
     gateway = several()
     with senders(gateway, example_event, n=8) as posted:
         gateway.until(lambda: len(posted.acknowledged) > 100)
-        assert gateway.stop() == 0
+        if whole_group:  # as Ctrl-C does, and systemd unless it is told otherwise
+            os.killpg(gateway.process.pid, number)
+        else:
+            gateway.process.send_signal(number)
+        assert gateway.process.wait(20) == 0
     assert not [error for error in posted.errors if error != "ConnectionRefusedError"]
-    assert set(posted.acknowledged) <= set(gateway.delivered_ids())
-    assert len(gateway.delivered_ids()) == len(posted.acknowledged)
+    assert sorted(gateway.delivered_ids()) == sorted(posted.acknowledged)
+
+
+def test_second_signal_waits_for_nobody(several: Any, example_event: Any) -> None:
+    gateway = several(server={"pre_stop_secs": 30})
+    gateway.post_all(example_event, ["last"])
+    gateway.process.send_signal(signal.SIGTERM)
+    gateway.until(lambda: gateway.checks()["checks"]["draining"]["status"] == "fail")
+    assert gateway.ask("GET", "/healthz")[0] == 503
+    assert gateway.ask("GET", "/healthz", admin=True)[0] == 503
+    gateway.post_all(example_event, ["very last"])  # it goes on answering for pre_stop_secs
+    began = time.monotonic()
+    gateway.process.send_signal(signal.SIGTERM)
+    assert gateway.process.wait(10) == 0
+    assert time.monotonic() - began < 5
 
 
 def test_restart_of_one_process_refuses_no_connection(

@@ -73,6 +73,12 @@ AXES: Final = (
             for word in ("disk", "os", "memory")
         ),
     ),
+    _axis(
+        "workers",
+        "Processes that take events: one has a core; two have both, one of which the load generator uses as well",
+        "workers",
+        ((count, Point(batch_events=size, connections=64, workers=count)) for size in ONE_AND_MANY for count in (1, 2)),
+    ),
     # Every path of the code that measures, in two starts of our own server: what the tests run.
     _axis(
         "smoke",

@@ -177,7 +177,10 @@ class Process:
 
     async def _cover_loop(self, cover: Cover) -> None:
         while True:
-            cover.look()
+            try:
+                cover.look()
+            except OSError as error:  # for want of descriptors
+                log.warning("the connections of another process cannot be taken right now", error=str(error))
             await asyncio.sleep(COVER_LOOK_SECS)
 
     def _join(self, place: Place) -> None:

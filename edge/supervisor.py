@@ -40,6 +40,7 @@ HEALTHY_SECS = 10.0
 """A process that lived for so long is started again at once; one that did not, later each time."""
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 10.0
+FORK_PAUSE_SECS = 1.0
 SLACK_SECS = 4.0
 """What a process that drains may take on top of its time before it is killed: its own bounds are shorter."""
 LEAST_DELIVERY_SECS = 0.5
@@ -139,7 +140,12 @@ class Supervisor:
         child.started_at, child.was_up = time.monotonic(), False
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.error("a process of the gateway cannot be started right now", role=child.role.name, error=str(error))
+            child.due_at = time.monotonic() + FORK_PAUSE_SECS
+            return
         if not pid:
             self._be(child.role)
         child.pid = pid

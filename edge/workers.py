@@ -108,7 +108,14 @@ class Workers:
             recorder=item.recorder,
             caller=TurnCaller(shared),
         )
-        worker.start()
+        try:
+            worker.start()
+        except BaseException:
+            # What others wait for, should they take its place, is not to be held by one that never began.
+            await seat.close()
+            if store is not None:
+                await store.close()
+            raise
         self._workers[item.config.id] = worker
         self._configs[item.config.id] = item.config
 

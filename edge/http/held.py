@@ -78,8 +78,10 @@ class Cover:
             if is_up and place in self._covering:
                 self._end(place)
             elif not is_up and place not in self._covering and not self._board.is_draining:
-                held = [HeldSocket.of(sock.dup()) for sock in socks]
-                self._covering[place] = [(sock, Acceptor(sock, self._serve)) for sock in held]
+                covering = self._covering[place] = []
+                for sock in socks:
+                    held = HeldSocket.of(sock.dup())
+                    covering.append((held, Acceptor(held, self._serve)))
 
     def stop(self, *, ends_for_all: bool) -> None:
         """Cover nobody any more."""

@@ -34,7 +34,7 @@ class Several:
                 command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=log, env=environ, start_new_session=True
             )
         listening = self.wait_for("the gateway is listening")
-        self.port = int(listening["ingest"][0].rpartition(":")[2])
+        self.port = int(next(name for name in listening["ingest"] if "unix" not in name).rpartition(":")[2])
         self.admin_port = int(listening["admin"][0].rpartition(":")[2])
 
     def lines(self) -> list[dict[str, Any]]:

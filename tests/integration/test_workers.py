@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import plugin
 
 from edge.roles import shard_names
 from edge.spool import inspect
@@ -75,6 +78,21 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(
         assert cursor is not None
         assert cursor.position == stats.next_seq == cursor.base + cursor.settled_events
         assert cursor.lost == 0
+
+
+def test_all_processes_killed_at_once_lose_nothing(several: Any, example_event: Any, senders: Any) -> None:
+    acknowledged: list[str] = []
+    for workers in (2, 3, 1):
+        gateway = several(workers)
+        with senders(gateway, example_event) as posted:
+            gateway.until(lambda posted=posted: len(posted.acknowledged) > 60)
+            os.killpg(gateway.process.pid, signal.SIGKILL)
+            gateway.process.wait()
+        acknowledged += posted.acknowledged
+    gateway = several(2)
+    gateway.until(lambda: set(acknowledged) <= set(gateway.delivered_ids()))
+    assert gateway.until_delivered()["edge_events_unaccounted"] == 0
+    assert gateway.stop() == 0
 
 
 def test_senders_go_on_while_an_ingest_process_is_down(several: Any, example_event: Any) -> None:
@@ -249,3 +267,72 @@ def test_gateway_that_cannot_start_says_why_and_leaves_nothing_running(
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
     assert "the gateway cannot start" in ended.stderr
+
+
+KILLER = '''
+import ctypes
+from pathlib import Path
+
+from voluptuous import Required
+
+from edge.api import Sink, hookimpl
+
+
+class MinefieldSink(Sink):
+    """Write event ids down; one of them is a mine."""
+
+    type = "minefield"
+    options = {Required("path", description="File that receives the ids."): str}
+
+    @hookimpl
+    async def edge_deliver(self, batch):
+        ids = [event["event_id"] for event in batch.events]
+        if "mine" in ids:
+            ctypes.string_at(0)
+        with Path(self.options["path"]).open("a") as file:
+            file.write("".join(f"{event_id}\\n" for event_id in ids))
+
+
+@hookimpl
+def edge_register_components(registry):
+    registry.add(MinefieldSink)
+'''
+
+
+def test_event_that_kills_the_delivery_process_becomes_a_dead_letter(
+    several: Any, example_event: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(plugin.install(tmp_path, "minefield", KILLER)))
+    path = tmp_path / "ids"
+    gateway = several(sinks={"archive": {"type": "minefield", "path": str(path), "batch": {"max_age_secs": 0.02}}})
+    names = [f"evt-{number}" for number in range(40)]
+    gateway.post_all(example_event, [*names[:20], "mine", *names[20:]])
+    gateway.until(lambda: gateway.metrics()['edge_dead_letters{sink="archive"}'] == 1, 40)
+    metrics = gateway.until_delivered()
+    assert metrics["edge_events_unaccounted"] == 0
+    assert metrics['edge_process_restarts_total{role="ingest"}'] == 0
+    assert set(path.read_text().split()) == set(names)
+    shown = gateway.edge("dead-letters", "show", "--sink", "archive").stdout
+    assert '"mine"' in shown
+    assert "poison" in shown
+    assert gateway.stop() == 0
+
+
+def test_listeners_on_unix_sockets_are_shared(several: Any, example_event: Any, tmp_path: Path) -> None:
+    path = tmp_path / "in.sock"
+    gateway = several(server={"listen": [f"unix:{path}", "127.0.0.1:0"]})
+    body = json.dumps(example_event).encode()
+    head = (
+        f"POST /ingest HTTP/1.1\r\nHost: t\r\nX-API-Key: test-key-0123456789\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(5)
+            sock.connect(str(path))
+            sock.sendall(head.encode() + body)
+            assert sock.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    gateway.until_delivered()
+    assert gateway.stop() == 0
+    assert len(gateway.delivered_ids()) == 20
+    assert not path.exists()

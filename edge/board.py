@@ -16,7 +16,7 @@ DELIVERY: Final = 0
 
 _PROCESS_WORDS = 8
 _STATE, _PID, _RESTARTS = range(3)
-_DRAINING, _DEADLINE, _HURRY = range(3)
+_DRAINING, _DEADLINE, _HURRY, _RELOADS = range(4)
 _SNAPSHOT_BYTES = 2 * 1024 * 1024
 _HEAD_BYTES = mmap.PAGESIZE
 
@@ -64,6 +64,15 @@ class Board:
     def hurry(self) -> None:
         """Say that nothing is waited for any more."""
         self._words[_HURRY] = 1
+
+    @property
+    def n_reloads(self) -> int:
+        """How often the configuration that the parent gives its children was replaced."""
+        return self._words[_RELOADS]
+
+    def count_reload(self) -> None:
+        """Count a reload."""
+        self._words[_RELOADS] += 1
 
     def state(self, place: int) -> State:
         """What the process in a place is doing."""

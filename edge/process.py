@@ -40,6 +40,7 @@ CLOSE_CONNECTIONS_SECS = 1.0
 HANDOVER_SECS = 0.2
 WORD_SECS = 0.1
 """Whoever stops a whole group of processes signals all at once: the parent's word, that all are meant, comes within."""
+CATCH_UP_LOOKS = 10
 COVER_LOOK_SECS = 0.1
 """How often an ingest process looks whether another one is down."""
 
@@ -64,6 +65,8 @@ class Place:
     """Readable once the parent is gone."""
     listening: Sequence[Sequence[socket.socket]]
     """The ingest listeners of every ingest process."""
+    n_reloads: int
+    """How often the configuration had been reloaded when the process was made."""
     remember: Callable[[], None] = lambda: None
     """Has the parent read the configuration again, for processes that it will start."""
 
@@ -123,6 +126,7 @@ class Process:
             loop.add_reader(self._place.parent_fd, self._lose_parent)
             if self._is_ending:
                 self.stop()  # since before this process could hear it
+            self._spawn(self._catch_up(self._place.n_reloads))
         announce(started)
         await self._stop.wait()
         await self.drain()
@@ -239,6 +243,15 @@ class Process:
     async def _reload_and_log(self) -> None:
         with suppress(EdgeError, OSError):
             await self.reload()
+
+    async def _catch_up(self, n_reloads: int) -> None:
+        """Reload if the others have done so while this process was starting, and nobody could tell it."""
+        board = self.role.board
+        for _ in range(CATCH_UP_LOOKS):
+            if board is not None and board.n_reloads != n_reloads:
+                await self._reload_and_log()
+                return
+            await asyncio.sleep(WORD_SECS)
 
     async def reload(self) -> None:
         """Read the configuration file again and put it in place; log and raise what is wrong: the old one goes on."""

@@ -52,9 +52,13 @@ class Shard:
         self.name = name
         self.source = source
         self.workers = workers
+        self.has_begun = False
+        """Every sink has its worker: before, nobody knows what a sink still needs."""
 
     async def release(self) -> None:
         """Have segments let go that every sink is durably past, by who owns them."""
+        if not self.has_begun:
+            return
         position = self.workers.release_position
         if isinstance(self.source, Log):
             await asyncio.to_thread(self.source.release, position)
@@ -63,7 +67,11 @@ class Shard:
 
     async def make_way(self) -> None:
         """Give up what the owner has no room for, as far as sinks may lose it."""
-        if isinstance(self.source, Follower) and (wish := self.source.seam.wish) > self.source.seam.released:
+        if (
+            self.has_begun
+            and isinstance(self.source, Follower)
+            and (wish := self.source.seam.wish) > self.source.seam.released
+        ):
             await self.workers.drop_before(wish)
             await self.release()
 
@@ -140,11 +148,6 @@ class Shards:
         return None if shard is None else shard.workers
 
     @property
-    def names(self) -> list[str]:
-        """The shards that are delivered here at this moment."""
-        return sorted(self._shards)
-
-    @property
     def missing(self) -> list[str]:
         """Shards whose process has not opened its log yet."""
         return sorted(self._awaited)
@@ -167,6 +170,8 @@ class Shards:
         self._sinks = sinks
         wanted = [config for _, config in sinks]
         await asyncio.gather(*(shard.workers.replace(items, wanted, timeout_secs) for shard, items in prepared))
+        for shard, _ in prepared:
+            shard.has_begun = True
 
     async def stop(self, timeout_secs: float) -> None:
         """Let every sink deliver what is pending within the time given, then stop it, on all shards at once."""
@@ -234,6 +239,7 @@ class Shards:
             try:
                 prepared = await asyncio.to_thread(shard.workers.prepare, self._sinks)
                 await shard.workers.replace(prepared, [config for _, config in self._sinks], 0)
+                shard.has_begun = True
             except Exception:
                 del self._shards[name]
                 await shard.close()

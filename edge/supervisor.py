@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 HEALTHY_SECS = 10.0
 """A process that lived for so long is started again at once; one that did not, later each time."""
+WANTED_SECS = 0.5
+"""The same for one that stopped in order, because somebody told it to."""
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 10.0
 FORK_PAUSE_SECS = 1.0
@@ -165,7 +167,7 @@ class Supervisor:
             def notify(notice: int) -> None:
                 os.write(self._notices[1], bytes([notice, role.place]))
 
-            place = Place(role, lines, self._life[0], self._ingest, lambda: notify(REMEMBER))
+            place = Place(role, lines, self._life[0], self._ingest, self._board.n_reloads, lambda: notify(REMEMBER))
             process = Process(self._config, self._registry, self._environ, place)
             code = run_to_exit(process.serve_on(lambda _: notify(UP), ingest, admin))
         except BaseException:
@@ -213,7 +215,8 @@ class Supervisor:
         """Decide when a process that died is to be started again, and say so."""
         now = time.monotonic()
         lived = now - child.started_at
-        child.failures = 0 if child.was_up and (lived >= HEALTHY_SECS or child.code == EXIT_OK) else child.failures + 1
+        least_secs = WANTED_SECS if child.code == EXIT_OK else HEALTHY_SECS
+        child.failures = 0 if child.was_up and lived >= least_secs else child.failures + 1
         pause = min(LONGEST_PAUSE_SECS, FIRST_PAUSE_SECS * 2 ** (child.failures - 1)) if child.failures else 0.0
         child.due_at = now + pause
         fields = {
@@ -242,6 +245,7 @@ class Supervisor:
         except (EdgeError, OSError):
             return
         self._config = config
+        self._board.count_reload()
         logs.configure(config.log.level, config.log.format)
 
     # --- the end

@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 SWEEP_EVERY_SECS = 1.0
 CLOSE_CONNECTIONS_SECS = 1.0
+LINGER_SECS = 0.3
+"""Who was accepted last has so long to send its request, and is told to come again. Sinks take as long to end."""
 HANDOVER_SECS = 0.2
 WORD_SECS = 0.1
 """Whoever stops a whole group of processes signals all at once: the parent's word, that all are meant, comes within."""
@@ -322,11 +324,14 @@ class Process:
             return 0.0 if self._hurry.is_set() else max(0.0, deadline - asyncio.get_running_loop().time())
 
         await self._stop_accepting()
+        lingers_until = asyncio.get_running_loop().time() + LINGER_SECS
         if not await wait_until_idle(self._site.in_flight, secs_left):
             log.warning("requests were still arriving when the drain time was up", requests=len(self._site.in_flight))
         for task in self._tasks:
             task.cancel()
         await self.gateway.drain(secs_left)
+        if self._held:
+            await asyncio.sleep(min(secs_left(), lingers_until - asyncio.get_running_loop().time()))
         await self._close_all()
         if self._place is None:
             remove_sockets((*server.listen, *self.config.admin.listen))

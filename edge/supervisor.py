@@ -41,7 +41,7 @@ HEALTHY_SECS = 10.0
 WANTED_SECS = 0.5
 """The same for one that stopped in order, because somebody told it to."""
 FIRST_PAUSE_SECS = 0.1
-LONGEST_PAUSE_SECS = 10.0
+LONGEST_PAUSE_SECS = 5.0
 FORK_PAUSE_SECS = 1.0
 SLACK_SECS = 4.0
 """What a process that drains may take on top of its time before it is killed: its own bounds are shorter."""

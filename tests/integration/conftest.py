@@ -161,8 +161,12 @@ class Senders:
                     connection = None
             except (OSError, http.client.HTTPException) as error:
                 self.errors.append(type(error).__name__)
+                if connection is not None:
+                    connection.close()
                 connection = None
             self.longest_secs = max(self.longest_secs, time.monotonic() - began)
+        if connection is not None:
+            connection.close()
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class Shard:
             await asyncio.to_thread(self.source.release, position)
         else:
             self.source.seam.released = max(self.source.seam.released, position)
+            await asyncio.to_thread(self.source.let_go)
 
     async def make_way(self) -> None:
         """Give up what the owner has no room for, as far as sinks may lose it."""

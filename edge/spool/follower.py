@@ -40,6 +40,8 @@ class FollowedIndex:
         self._segments: list[Segment] = []
         self._firsts: list[int] = []
         self._inodes: dict[Segment, int] = {}
+        self.on_gone: Callable[[Segment], None] = lambda segment: None
+        """Called for each segment that is not part of the log any more, so that its room is given back."""
 
     @property
     def first_seq(self) -> int:
@@ -84,6 +86,7 @@ class FollowedIndex:
         except OSError as error:
             raise SpoolFailedError(f"the spool's directory cannot be read: {error.strerror}") from error
         known = {(segment.name, self._inodes[segment]): segment for segment in self._segments}
+        gone = set(self._segments)
         self._segments, self._firsts, self._inodes = [], [], {}
         for segment in found:
             inode = inodes.get(segment.name, 0)
@@ -94,6 +97,17 @@ class FollowedIndex:
             self._firsts.append(segment.first_seq)
             self._inodes[before or segment] = inode
         self._layout = layout
+        for segment in gone.difference(self._segments):
+            self.on_gone(segment)
+
+    def refresh(self, *, anyway: bool) -> bool:
+        """Read the list anew if the writer has changed it, or anyway; return whether it has. Blocks."""
+        with self._lock:
+            has_changed = self._layout != self._seam.layout
+            if anyway:
+                self._layout = -1
+            self._refresh()
+            return has_changed
 
     def inode(self, segment: Segment) -> int:
         """Return the number of the file that a segment is known to be; 0 for one that is not known any more."""
@@ -133,11 +147,13 @@ class Follower:
         self._index = FollowedIndex(self._dir_fd, seam)
         self._quarantine = Quarantine(self._dir_fd, Files(), observer or SilentObserver())
         self._files = FollowedFiles(open_directory(path), self._index)
+        self._index.on_gone = self._files.forget
         self._reader = Reader(self._index, self._files, self._quarantine)
         self._subscribers: dict[object, Callable[[int], None]] = {}
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
         self._told = 0
+        self._look_again = True
         self.on_wish: Callable[[], None] = lambda: None
         """Called on the loop when the owner of the log has no room."""
 
@@ -160,6 +176,13 @@ class Follower:
     def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
         """Return frames from event `position` on, like the log itself."""
         return self._reader.read(position, max_bytes, is_needed=is_needed)
+
+    def let_go(self) -> None:
+        """Close what was opened of segments that are gone: as long as it is open, a file takes its room. Blocks.
+
+        To be called every second or so: a segment is taken off the writer's list a moment before its file goes.
+        """
+        self._look_again = self._index.refresh(anyway=self._look_again)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have `callback` called on the loop with `durable_seq` soon after commits; returns what ends that."""

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +150,23 @@ async def test_follower_sees_that_segments_were_released(following: Following) -
     assert following.numbers(third) == (list(range(third, 100)), 0)
     # Asked for what is gone it says how much that is, like the log itself.
     assert following.numbers(second)[1] == third - second
+
+
+async def test_follower_holds_no_file_of_a_segment_that_is_gone(following: Following) -> None:
+    def held() -> list[str]:
+        found = []
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # that of this look
+                found.append(str(link.readlink()))
+        return [name for name in found if str(following.logs.path) in name and "deleted" in name]
+
+    for number in range(100):
+        await following.log.append(payload(number))
+    following.numbers()
+    following.log.release(100)
+    assert held()
+    following.follower.let_go()
+    assert not held()
 
 
 async def test_writer_that_starts_again_goes_on_behind_what_was_published(

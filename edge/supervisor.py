@@ -304,6 +304,7 @@ class Supervisor:
         self._board.drain(0.0)
         codes = [child.code for child in self._children if not child.pid and child.started_at]
         self._stop(self._children, 0.0)
+        remove_sockets((*self._config.server.listen, *self._config.admin.listen))
         return next((code for code in codes if code > 0), EXIT_FAILED)
 
     # --- signals, children, the pipe

@@ -1,8 +1,10 @@
 # make run      install and start the gateway on config/edge.yaml
 # make test     install what the tests need and run them
+# make test-tornado   what speaks HTTP, on the other of the two HTTP servers
 # make faults   the attack suite: kills, full disks, broken input; writes docs/faults.md
 # make faults-selftest   put twelve defects into the code, one at a time, and see that the suite notices
 # make bench    measure requests per second and CPU time per event
+# make bench-memory   measure what memory it takes
 # make check    format, lint, types, generated docs (what CI runs before the tests)
 # make docs     write the generated pages of docs/reference anew
 
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install install-dev test test-fast faults faults-selftest bench check docs clean
+.PHONY: run install install-dev test test-tornado faults faults-selftest bench bench-memory check docs clean
 
 run: install
 	@$(BIN)/edge run
@@ -38,9 +40,9 @@ $(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
 test: install-dev
 	$(BIN)/python -m pytest
 
-# What speaks HTTP, on the other server.
-test-fast: install-dev
-	EDGE_HTTP=fast $(BIN)/python -m pytest tests/edge/http tests/integration/test_ingest.py
+# What speaks HTTP, on the other server; what is marked both_servers has run on both by then.
+test-tornado: install-dev
+	EDGE_HTTP=tornado $(BIN)/python -m pytest -m "not both_servers" tests/edge/http tests/integration/test_ingest.py
 
 BENCH_VENV := .venv-bench
 
@@ -60,6 +62,10 @@ faults-selftest: install-dev
 # All of it takes about 40 minutes and writes docs/benchmarks.md; ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
 bench: install-dev $(BENCH_VENV)/.installed
 	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
+
+# What a start, an idle connection and a million events take; EVENTS=0 leaves the events out.
+bench-memory: install-dev
+	$(BIN)/python -m bench.memory $(if $(EVENTS),--events $(EVENTS))
 
 check: install-dev
 	$(BIN)/ruff format --check .

@@ -17,7 +17,8 @@ import voluptuous as vol
 Accepts = Callable[[object], bool]
 
 _EXACT: Final = {str: "str", int: "int", float: "float", bool: "bool", dict: "dict", list: "list"}
-_MISSING: Final = object()
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_WIDE: Final = float(2**63)
 
 
 @runtime_checkable
@@ -32,9 +33,13 @@ class UnknownPartError(Exception):
     """A part of a schema that cannot be generated."""
 
 
-def generate(schema: vol.Schema) -> Accepts | None:
-    """Return the function for a schema, None where the schema has a part that cannot be generated."""
-    source = Source()
+def generate(schema: vol.Schema, *, flat: bool = False) -> Accepts | None:
+    """Return the function for a schema, None where the schema has a part that cannot be generated.
+
+    With `flat` it accepts less: only known fields, no value that is more than an object or array of plain values, and
+    no float as large as what a parser makes of an integer beyond 64 bits.
+    """
+    source = Source(flat=flat)
     try:
         name = source.mapping(schema.schema, schema)
     except UnknownPartError:
@@ -48,15 +53,20 @@ def generate(schema: vol.Schema) -> Accepts | None:
 class Source:
     """The text of the functions being generated, and the values they refer to by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, flat: bool = False) -> None:
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"MISSING": _MISSING}
+        self.names: dict[str, Any] = {"flat_object": flat_object, "flat_array": flat_array}
+        self._flat = flat
 
     def bind(self, value: object) -> str:
         """Return a name that stands for a value in the generated text: no value is ever written as text."""
         name = f"value_{len(self.names)}"
         self.names[name] = value
         return name
+
+    def object(self, var: str) -> str:
+        """Return the expression for any object."""
+        return f"type({var}) is dict" + (f" and flat_object({var})" if self._flat else "")
 
     def mapping(self, fields: Any, schema: vol.Schema) -> str:
         """Write the function of a mapping; return its name."""
@@ -72,18 +82,22 @@ class Source:
             if wanted:
                 required += [f"        v = event[{self.bind(text)}]", f"        if not ({test}): return False"]
             else:
+                bound = self.bind(text)
                 optional += [
-                    f"    v = event.get({self.bind(text)}, MISSING)",
-                    "    if v is not MISSING:",
+                    f"    if {bound} in event:",
+                    f"        v = event[{bound}]",
                     f"        if not ({test}): return False",
-                    "        known += 1",
+                    "        left -= 1",
+                    "        if not left: return True",
                 ]
         lines = [f"def {name}(event):", "    if type(event) is not dict: return False"]
         if required:
             lines += ["    try:", *required, "    except KeyError: return False"]
-        lines += [f"    known = {len(required) // 2}", *optional]
+        # Once nothing is left there is no need to ask for the other fields.
+        lines += [f"    left = len(event) - {len(required) // 2}", "    if not left: return True", *optional]
         # With extra=REMOVE_EXTRA a mapping with further fields is valid and its result is another one.
-        lines.append("    return True" if schema.extra == vol.ALLOW_EXTRA else "    return known == len(event)")
+        takes_more = schema.extra == vol.ALLOW_EXTRA and not self._flat
+        lines.append(f"    return {takes_more}")
         self.lines += lines
         return name
 
@@ -102,8 +116,12 @@ class Source:
         return self._validator(check, var, schema)
 
     def _type(self, check: type, var: str) -> str:
-        if check not in _EXACT:
+        if check not in _EXACT or (self._flat and check is float):
             raise UnknownPartError
+        if check is dict:
+            return self.object(var)
+        if check is list and self._flat:
+            return f"type({var}) is list and flat_array({var})"
         return f"type({var}) is {_EXACT[check]}"
 
     def _elements(self, check: list[Any], var: str, schema: vol.Schema) -> str:
@@ -140,6 +158,20 @@ class Source:
         if type(check) is vol.Range and check.min_included and check.max_included:
             return _within(f"type({var}) in (int, float)", var, check, self)
         raise UnknownPartError
+
+
+def flat_object(value: dict[str, Any]) -> bool:
+    """Say whether an object holds plain values only: no other object or array, no float beyond 64 bits."""
+    for element in value.values():
+        kind = type(element)
+        if kind is not str and kind not in _PLAIN and not (kind is float and -_WIDE < element < _WIDE):
+            return False
+    return True
+
+
+def flat_array(value: list[Any]) -> bool:
+    """Say the same of an array."""
+    return flat_object(dict(enumerate(value)))  # type: ignore[arg-type]
 
 
 def _within(guard: str, measured: str, check: Any, source: Source) -> str:

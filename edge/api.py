@@ -7,11 +7,10 @@ A plugin is a Python module named by an entry point of the group ``edge.plugins`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import orjson
 import pluggy
@@ -81,9 +80,11 @@ class PermanentError(EdgeError):
         self.divide = divide
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the gateway knows of the request that carried an event; given to enrichers and filters."""
+class Context(NamedTuple):
+    """What the gateway knows of the request that carried an event; given to enrichers and filters. Cannot be changed.
+
+    A named tuple like the metadata below: one is made for every request, and that takes a third of the time.
+    """
 
     received_at: datetime
     """When the request's headers arrived, UTC."""
@@ -98,9 +99,8 @@ class Context:
     """The W3C trace context header of the request, or empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventMetadata:
-    """What is stored beside an event; given to sinks, one for each event of a batch."""
+class EventMetadata(NamedTuple):
+    """What is stored beside an event; given to sinks, one for each event of a batch. Cannot be changed."""
 
     key_id: str
     received_at: datetime

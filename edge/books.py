@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from time import time
 
 import structlog
 
@@ -25,27 +25,16 @@ SLOW_STEP_SECS = 0.05
 """A component that takes longer holds up every sender; said once per component."""
 
 
-class _Children:
-    """Children of labelled metrics, bound once and kept: `.labels()` costs four times the increment."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._bound: dict[tuple[Any, ...], Any] = {}
-
-    def child(self, metric: Any, *labels: str) -> Any:
-        """Return the child of a metric for some label values, in the order of its labels."""
-        key = (metric, *labels)
-        child = self._bound.get(key)
-        if child is None:
-            child = self._bound[key] = metric.labels(*labels)
-        return child
-
-
-class Books(_Children):
+class Books:
     """Observer of door, pipeline and spool."""
 
     def __init__(self, metrics: Metrics) -> None:
-        super().__init__(metrics)
+        self._metrics = metrics
+        self._last_used: dict[str, float] = {}
+        """When a key was last accepted, by its id."""
+        metrics.sources["edge_key_last_used_timestamp_seconds"] = lambda: [
+            ((key_id,), at) for key_id, at in self._last_used.items()
+        ]
         self._slow: set[str] = set()
         self._failing: set[tuple[str, str]] = set()
         self.delivery = DeliveryBooks(metrics)
@@ -55,29 +44,29 @@ class Books(_Children):
         metrics = self._metrics
         for outcome, reasons in DOOR_REASONS.items():
             for reason in reasons:
-                self.child(metrics.events_outcome, str(outcome), reason)
+                metrics.events_outcome.labels(outcome.value, reason)
         for step in bound.steps:
-            self.child(metrics.component_errors, step.id, step.kind)
+            metrics.component_errors.labels(step.id, step.kind)
             for reason in step.reasons.values():
-                self.child(metrics.events_outcome, str(Outcome.FILTERED), reason)
+                metrics.events_outcome.labels(Outcome.FILTERED.value, reason)
         for sink, _ in bound.sinks:
             for sink_outcome in SinkOutcome:
-                self.delivery.child(metrics.sink_events, sink.id, str(sink_outcome))
+                metrics.sink_events.labels(sink.id, sink_outcome.value)
             for result in AttemptResult:
-                self.delivery.child(metrics.sink_attempts, sink.id, str(result))
+                metrics.sink_attempts.labels(sink.id, result.value)
 
     def received(self, key_id: str, n_events: int) -> None:
         """The door: events arrived."""
-        self.child(self._metrics.events_received, key_id).inc(n_events)
-        self.child(self._metrics.key_last_used_timestamp_seconds, key_id).set_to_current_time()
+        self._metrics.events_received.labels(key_id).inc(n_events)
+        self._last_used[key_id] = time()
 
     def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
         """The door: events have an outcome."""
-        self.child(self._metrics.events_outcome, str(outcome), reason).inc(n_events)
+        self._metrics.events_outcome.labels(outcome.value, reason).inc(n_events)
 
     def component_timed(self, step: Step, duration_secs: float) -> None:
         """The pipeline: one call took so long."""
-        self.child(self._metrics.component_duration_seconds, step.id, step.kind).observe(duration_secs)
+        self._metrics.component_duration_seconds.labels(step.id, step.kind).observe(duration_secs)
         if duration_secs > SLOW_STEP_SECS and step.id not in self._slow:
             self._slow.add(step.id)
             log.warning(
@@ -86,7 +75,7 @@ class Books(_Children):
 
     def component_failed(self, step: Step, error: BaseException) -> None:
         """The pipeline: one call failed. Counted each time, logged once for each kind of error."""
-        self.child(self._metrics.component_errors, step.id, step.kind).inc()
+        self._metrics.component_errors.labels(step.id, step.kind).inc()
         key = (step.id, type(error).__name__)
         if key not in self._failing:
             self._failing.add(key)
@@ -124,18 +113,21 @@ class Books(_Children):
         self._metrics.config_last_reload_successful.set(0)
 
 
-class DeliveryBooks(_Children):
+class DeliveryBooks:
     """Observer of the sinks' workers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def attempt(self, sink: str, result: AttemptResult, duration_secs: float) -> None:
         """Delivery: one attempt ended."""
-        self.child(self._metrics.sink_attempts, sink, str(result)).inc()
-        self.child(self._metrics.sink_delivery_duration_seconds, sink).observe(duration_secs)
+        self._metrics.sink_attempts.labels(sink, result.value).inc()
+        self._metrics.sink_delivery_duration_seconds.labels(sink).observe(duration_secs)
 
     def sink_settled(self, sink: str, outcome: SinkOutcome, n_events: int) -> None:
         """Delivery: events have their outcome at a sink."""
-        self.child(self._metrics.sink_events, sink, str(outcome)).inc(n_events)
+        self._metrics.sink_events.labels(sink, outcome.value).inc(n_events)
 
     def batch(self, sink: str, n_events: int) -> None:
         """Delivery: a batch is handed to a sink."""
-        self.child(self._metrics.sink_batch_events, sink).observe(n_events)
+        self._metrics.sink_batch_events.labels(sink).observe(n_events)

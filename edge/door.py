@@ -9,18 +9,30 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
-import orjson
 import structlog
 
-from edge.api import Context, Event
+from edge.api import Context
 from edge.dedup import Claim, Dedup
 from edge.event import frame_meta, pack
+from edge.judging import (
+    EVENT_DETAILS,
+    LEAST_DETAILS,
+    REQUEST_DETAILS,
+    Candidate,
+    Candidates,
+    Judged,
+    Plan,
+    Result,
+    encode,
+    judge,
+    judge_at_once,
+    refuse_all,
+)
 from edge.outcomes import Outcome
-from edge.pipeline import COMPONENT_FAILED, Pipeline, Verdict
 from edge.spool.errors import (
     SpoolBackpressureError,
     SpoolClosedError,
@@ -28,18 +40,12 @@ from edge.spool.errors import (
     SpoolFullError,
     SpoolUnknownError,
 )
-from edge.validation import Detail, EventValidator
+from edge.spool.queue import Waiter
 
 log = structlog.get_logger(__name__)
 
 SLICE_SECS = 0.005
 """A large batch gives the event loop back after so long: other senders wait a few milliseconds, not hundreds."""
-
-REQUEST_DETAILS = 10_000
-EVENT_DETAILS = 1_000
-LEAST_DETAILS = 20
-"""How many mistakes are listed: of one event, of a request, and of an event once its request has had its share. Without
-a bound a small body would draw an answer of many megabytes; what is not listed is counted in the last detail."""
 
 BUSY_CODES: tuple[tuple[type[Exception], str], ...] = (
     (SpoolBackpressureError, "busy.backpressure"),
@@ -61,6 +67,9 @@ class Store(Protocol):
         `decided` is called once it is certain whether the frame is stored, even if the future could not say.
         """
 
+    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+        """Do the same without a future: `waiter` is called with the outcome, after this has returned."""
+
 
 class BooksObserver(Protocol):
     """What the door tells about events, once for each request."""
@@ -70,51 +79,6 @@ class BooksObserver(Protocol):
 
     def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
         """So many events have this outcome, for this reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What events are judged by. One object, swapped whole by a reload; a request keeps the plan it began with."""
-
-    validator: EventValidator
-    pipeline: Pipeline
-    event_bytes: int
-
-
-@dataclass(slots=True)
-class Candidate:
-    """One event of a request on its way through the door."""
-
-    value: object
-    mistake: Detail | None = None
-    """What the decoder found wrong with it (not JSON, nested too deep); the schema is then not asked."""
-    size_bytes: int = 0
-    """Length of its JSON as far as the decoder knows it; 0: to be measured."""
-
-
-@dataclass(slots=True)
-class Judged:
-    """One event and what became of it."""
-
-    outcome: Outcome
-    reason: str = ""
-    event: Event | None = None
-    event_id: str | None = None
-    details: Sequence[Detail] = ()
-    key: bytes = b""
-    """What its id is remembered by; empty without dedup, or when it never came to that."""
-    first: Claim | None = None
-    """Of a duplicate: the claim under which its id came first. If that one was not stored, this is no duplicate."""
-
-
-@dataclass(slots=True)
-class Result:
-    """What became of a request's events."""
-
-    judged: list[Judged]
-    busy: str = ""
-    """A ``busy.*`` code when what could have been accepted was not stored (busy.unknown: may be stored)."""
-    counts: Counter[Outcome] = field(default_factory=Counter)
 
 
 class Door:
@@ -146,7 +110,7 @@ class Door:
         """Whether an event never has to wait for another one: without dedup."""
         return self._dedup is None
 
-    async def take(self, candidates: Sequence[Candidate], context: Context, sent_at: str = "") -> Result:
+    async def take(self, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str = "") -> Result:
         """Judge every event of one request and store the accepted ones as one frame, durably before returning.
 
         One request is one frame: all its accepted events are stored, or none is. Never raises for what a sender sent
@@ -158,14 +122,12 @@ class Door:
         self._books.received(context.key_id, n_events)
         try:
             result = await self._judge_and_store(candidates, context, sent_at)
-            self._settle(result.judged, result.counts)
+            self._settle(result)
             return result
         finally:
             self._in_flight -= n_events
 
-    def take_now(
-        self, candidates: Sequence[Candidate], context: Context, sent_at: str, done: Callable[[Result], None]
-    ) -> None:
+    def take_now(self, candidates: Candidates, context: Context, sent_at: str, done: Callable[[Result], None]) -> None:
         """Do what `take` does with the events of a small body, without a task; `done` has the result.
 
         All are judged at once: the caller sees to it that there are few enough, and that `waits_for_nobody`.
@@ -175,36 +137,35 @@ class Door:
         self._in_flight += n_events
         self._books.received(context.key_id, n_events)
         try:
-            plan = self.plan
-            result = Result([_judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates])
-            accepted, lines = _encode(result.judged)
-            if not accepted:
-                self._settle(result.judged, result.counts)
-                self._in_flight -= n_events
-                done(result)
-                return
+            result = judge_at_once(self.plan, candidates, context)
+            payload = pack(frame_meta(context, sent_at), (result.text,)) if result.text else b""
         except BaseException:
             self._in_flight -= n_events
             raise
-
-        def stored(future: asyncio.Future[int] | None, error: BaseException | None = None) -> None:
-            error = error if future is None else future.exception()
-            if error is None:
-                self.stored += len(accepted)
-            else:
-                result.busy = _busy_code(error)
-                for item in accepted:
-                    item.outcome, item.reason = Outcome.REJECTED, result.busy
-            self._settle(result.judged, result.counts)
-            self._in_flight -= n_events
-            done(result)
-
+        if not payload:
+            self._end_now(result, done)
+            return
         try:
-            future = self._store.append(pack(frame_meta(context, sent_at), lines), len(lines))
+            self._store.submit(payload, result.n_accepted, partial(self._stored_now, result, done))
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
-            stored(None, error)
+            self._stored_now(result, done, 0, error)
+
+    def _stored_now(
+        self, result: Result, done: Callable[[Result], None], seq: int, error: BaseException | None
+    ) -> None:
+        """Go on with a request whose frame is durable, or is not."""
+        if error is None:
+            self.stored += result.n_accepted
         else:
-            future.add_done_callback(stored)
+            result.busy = _busy_code(error)
+            for item in result.accepted:
+                item.outcome, item.reason = Outcome.REJECTED, result.busy
+        self._end_now(result, done)
+
+    def _end_now(self, result: Result, done: Callable[[Result], None]) -> None:
+        self._settle(result)
+        self._in_flight -= result.n_events
+        done(result)
 
     def refuse(self, n_events: int, context: Context, reason: str) -> None:
         """Count events that were received and refused unseen (the key's quota is used up)."""
@@ -220,9 +181,11 @@ class Door:
         self._settled += 1
         self._books.settled(Outcome.INVALID, reason, 1)
 
-    async def _judge_and_store(self, candidates: Sequence[Candidate], context: Context, sent_at: str) -> Result:
+    async def _judge_and_store(
+        self, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str
+    ) -> Result:
         if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
-            return _refuse_all(candidates, "busy.backpressure")
+            return refuse_all(candidates, "busy.backpressure")
         plan = self.plan
         claim = None if self._dedup is None else self._dedup.claim(context.key_id)
         judged: list[Judged] = []
@@ -232,13 +195,13 @@ class Door:
             if perf_counter() - slice_began > SLICE_SECS:
                 await asyncio.sleep(0)
                 slice_began = perf_counter()
-            item = _judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
+            item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
             room -= len(item.details)
             judged.append(item)
         result = Result(judged)
         if claim is not None and not claim.is_all_new():
             result.busy = await _drop_repeats(claim, judged)
-        accepted, lines = _encode(judged)
+        accepted, lines = encode(judged)
         if not accepted or result.busy:
             pass
         elif claim is None:
@@ -280,10 +243,14 @@ class Door:
         self.stored += n_events
         return ""
 
-    def _settle(self, judged: Sequence[Judged], counts: Counter[Outcome]) -> None:
-        tally = Counter((item.outcome, item.reason) for item in judged)
+    def _settle(self, result: Result) -> None:
+        tally: dict[tuple[Outcome, str], int]
+        if result.judged:
+            tally = Counter((item.outcome, item.reason) for item in result.judged)
+        else:
+            tally = {(Outcome.REJECTED if result.busy else Outcome.ACCEPTED, result.busy): len(result.ids)}
         for (outcome, reason), n_events in tally.items():
-            counts[outcome] += n_events
+            result.counts[outcome] = result.counts.get(outcome, 0) + n_events
             self._settled += n_events
             self._books.settled(outcome, reason, n_events)
 
@@ -296,26 +263,6 @@ def _busy_code(error: BaseException) -> str:
     # Nobody knows whether the frame reached the disk; the sender repeats it under the same event_id.
     log.error("storing events failed in a way the spool does not know", exc_info=error)
     return "busy.unknown"
-
-
-def _encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:
-    """Return the accepted events and their lines. One that cannot be written as JSON is rejected by itself.
-
-    The schema and the pipeline see to it that there is none; a component that changes nested values in place, which it
-    must not, gets past them.
-    """
-    accepted, lines = [], []
-    for item in judged:
-        if item.outcome is not Outcome.ACCEPTED:
-            continue
-        try:
-            lines.append(orjson.dumps(item.event))
-        except orjson.JSONEncodeError as error:
-            log.error("an event cannot be stored: a component put into it what is not JSON", error=str(error))
-            item.outcome, item.reason = Outcome.REJECTED, COMPONENT_FAILED
-        else:
-            accepted.append(item)
-    return accepted, lines
 
 
 async def _drop_repeats(claim: Claim, judged: Sequence[Judged]) -> str:
@@ -352,50 +299,3 @@ def _renamed(accepted: Sequence[Judged], claim: Claim) -> dict[str, str]:
         if item.event is not None and item.event.get("event_id") != sent:
             renamed[str(index)] = sent
     return renamed
-
-
-def _refuse_all(candidates: Sequence[Candidate], code: str) -> Result:
-    judged = [Judged(Outcome.REJECTED, code, event_id=_event_id(candidate.value)) for candidate in candidates]
-    return Result(judged, code)
-
-
-def _judge(plan: Plan, candidate: Candidate, context: Context, max_details: int, claim: Claim | None = None) -> Judged:
-    """Return what becomes of one event, storing aside: invalid, filtered, rejected by a component, or accepted.
-
-    With a `claim` also: duplicate. An id that was met before ends the way of the event here: the pipeline has done its
-    work for it, and what a filter would say this time changes nothing about what is stored.
-    """
-    value = candidate.value
-    event_id = _event_id(value)
-    mistake = candidate.mistake or too_large(candidate, plan.event_bytes)
-    if mistake is not None:
-        return Judged(Outcome.INVALID, mistake["code"], event_id=event_id, details=[mistake])
-    event, details = plan.validator.validate(value, max_details)
-    if event is None:
-        return Judged(Outcome.INVALID, details[0]["code"], event_id=event_id, details=details)
-    if claim is None:
-        verdict: Verdict = plan.pipeline.run(event, context)
-        return Judged(verdict.outcome, verdict.reason, verdict.event, event_id)
-    key = claim.key(event["event_id"])
-    first = claim.first_of(key)
-    if first is not None:
-        return Judged(Outcome.DUPLICATE, event_id=event_id, key=key, first=first)
-    verdict = plan.pipeline.run(event, context)
-    if verdict.outcome is Outcome.ACCEPTED:
-        claim.ids[key] = event["event_id"]
-    return Judged(verdict.outcome, verdict.reason, verdict.event, event_id, key=key)
-
-
-def too_large(candidate: Candidate, limit: int) -> Detail | None:
-    """Return the mistake of an event that is longer than `limit` bytes as JSON, or None."""
-    if candidate.size_bytes and candidate.size_bytes <= limit:
-        return None
-    if len(orjson.dumps(candidate.value)) <= limit:
-        return None
-    return Detail(field="event", message=f"must be at most {limit} bytes", code="limit.event")
-
-
-def _event_id(value: object) -> str | None:
-    """Return the id a sender can recognise its event by, if there is a usable one."""
-    event_id = value.get("event_id") if isinstance(value, dict) else None
-    return event_id[:256] if isinstance(event_id, str) else None

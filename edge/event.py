@@ -77,12 +77,13 @@ def _stored_id(line: bytes) -> bytes | None:
 
 def event_metadata(meta: Mapping[str, Any]) -> EventMetadata:
     """Return what a sink may know of an event, out of the metadata of its frame."""
+    get = meta.get
     return EventMetadata(
-        key_id=meta.get("key", ""),
-        received_at=parse_time(meta.get("received_at", "")),
-        request_id=meta.get("request_id", ""),
-        traceparent=meta.get("traceparent", ""),
-        sent_at=meta.get("sent_at", ""),
+        get("key", ""),
+        parse_time(get("received_at", "")),
+        get("request_id", ""),
+        get("traceparent", ""),
+        get("sent_at", ""),
     )
 
 

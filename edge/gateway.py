@@ -19,7 +19,8 @@ from edge.dedup import Dedup
 from edge.delivery.attempt import Caller
 from edge.delivery.circuit import CircuitState
 from edge.delivery.worker import SinkSnapshot, SinkWorker
-from edge.door import Door, Plan
+from edge.door import Door
+from edge.judging import Plan
 from edge.metrics import Metrics, Samples
 from edge.outcomes import AttemptResult
 from edge.pipeline import Pipeline

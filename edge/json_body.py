@@ -54,17 +54,22 @@ def check_structure(raw: bytes, value: object, max_depth: int) -> Detail | None:
     `raw` is the text that `value` was parsed from. An object or array counts one level, the outermost included. Linear
     in the length of `raw`, without recursion.
     """
-    return check_structures(raw, (value,), max_depth)[0]
+    mistakes = check_structures(raw, (value,), max_depth)
+    return None if mistakes is None else mistakes[0]
 
 
-def check_structures(raw: bytes, values: Sequence[object], max_depth: int) -> list[Detail | None]:
-    """Return the same for each event of a batch: `raw` is the batch, scanned once; depth counts from the event."""
+def check_structures(raw: bytes, values: Sequence[object], max_depth: int) -> list[Detail | None] | None:
+    """Return the same for each event of a batch, None when there is nothing against any of them.
+
+    `raw` is the batch, scanned once; depth counts from the event.
+    """
     deep = raw.count(b"{") + raw.count(b"[") > max_depth
     wide = _holds_wide_integer(raw)
-    nul = rb"\u0000" in raw
+    nul = NUL in raw
     if not (deep or wide or nul):
-        return [None] * len(values)
-    return [_structure_mistake(value, max_depth, wide=wide, nul=nul) for value in values]
+        return None
+    mistakes = [_structure_mistake(value, max_depth, wide=wide, nul=nul) for value in values]
+    return mistakes if any(mistakes) else None
 
 
 def _structure_mistake(value: object, max_depth: int, *, wide: bool, nul: bool) -> Detail | None:
@@ -96,6 +101,8 @@ def _body(message: str, code: str) -> Detail:
     return Detail(field="body", message=message, code=code)
 
 
+NUL: Final = rb"\u0000"
+"""How JSON writes the character that no name of a field may have."""
 _DIGITS: Final = 19
 """Integers of fewer digits fit into 64 bits."""
 _LONG_INTEGER: Final = re.compile(rb"(?<![^\s:,\[])-?[0-9]{%d,}+(?![.eE])" % _DIGITS)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tornado
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import edge
+from edge.tallies import SpreadTally, Tally
 
 Kind = Literal["counter", "gauge", "histogram", "scraped"]
 Across = Literal["sum", "max", "min"]
@@ -40,6 +41,8 @@ class Row:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     across: Across = "sum"
+    is_shared: bool = False
+    """Counted by several threads; the others are counted by one alone, which need not be the event loop's."""
 
     @property
     def family(self) -> str:
@@ -97,8 +100,18 @@ TABLE = (
     Row("edge_spool_capacity_bytes", "scraped", "The most the spool may take: `spool.max_bytes`, or its default."),
     Row("edge_spool_segments", "scraped", "Segments on disk."),
     Row("edge_dedup_ids", "scraped", "Ids in memory that repeats are found by; none without `dedup.enabled`."),
-    Row("edge_spool_corrupt_bytes_total", "counter", "Bytes whose checksum failed; they are in quarantine."),
-    Row("edge_spool_lost_frames_total", "counter", "Frames that were missing or unreadable in the spool."),
+    Row(
+        "edge_spool_corrupt_bytes_total",
+        "counter",
+        "Bytes whose checksum failed; they are in quarantine.",
+        is_shared=True,
+    ),
+    Row(
+        "edge_spool_lost_frames_total",
+        "counter",
+        "Frames that were missing or unreadable in the spool.",
+        is_shared=True,
+    ),
     Row(
         "edge_spool_behind_cursor_events",
         "scraped",
@@ -135,7 +148,7 @@ TABLE = (
         "scraped",
         "Events whose outcome is missing, at the door or at any sink. Must be 0: anything else is a bug.",
     ),
-    Row("edge_key_last_used_timestamp_seconds", "gauge", "When a key was last accepted.", ("key",), across="max"),
+    Row("edge_key_last_used_timestamp_seconds", "scraped", "When a key was last accepted.", ("key",), across="max"),
     Row(
         "edge_event_loop_lag_seconds",
         "histogram",
@@ -197,33 +210,39 @@ class Metrics:
         self.registry = registry
         self.sources: dict[str, Callable[[], Samples]] = {}
         """Where scraped gauges come from: full metric name -> a function called at each scrape."""
-        counters = {row.name: Counter(row.name, row.help, row.labels, registry=registry) for row in _rows("counter")}
         gauges = {row.name: Gauge(row.name, row.help, row.labels, registry=registry) for row in _rows("gauge")}
-        histograms = {
-            row.name: Histogram(row.name, row.help, row.labels, buckets=row.buckets, registry=registry)
-            for row in _rows("histogram")
-        }
+        counters = {row.name: _counter(row, registry) for row in _rows("counter")}
+        histograms = {row.name: _histogram(row, registry) for row in _rows("histogram")}
         self.http_requests = counters["edge_http_requests_total"]
         self.http_request_duration_seconds = histograms["edge_http_request_duration_seconds"]
-        self.http_request_bytes = counters["edge_http_request_bytes_total"]
+        self.http_request_bytes = counters["edge_http_request_bytes_total"].labels()
         self.events_received = counters["edge_events_received_total"]
         self.events_outcome = counters["edge_events_outcome_total"]
         self.component_duration_seconds = histograms["edge_component_duration_seconds"]
         self.component_errors = counters["edge_component_errors_total"]
-        self.spool_commit_duration_seconds = histograms["edge_spool_commit_duration_seconds"]
-        self.spool_commit_events = histograms["edge_spool_commit_events"]
+        self.spool_commit_duration_seconds = histograms["edge_spool_commit_duration_seconds"].labels()
+        self.spool_commit_events = histograms["edge_spool_commit_events"].labels()
         self.spool_corrupt_bytes = counters["edge_spool_corrupt_bytes_total"]
         self.spool_lost_frames = counters["edge_spool_lost_frames_total"]
         self.sink_events = counters["edge_sink_events_total"]
         self.sink_attempts = counters["edge_sink_attempts_total"]
         self.sink_delivery_duration_seconds = histograms["edge_sink_delivery_duration_seconds"]
         self.sink_batch_events = histograms["edge_sink_batch_events"]
-        self.key_last_used_timestamp_seconds = gauges["edge_key_last_used_timestamp_seconds"]
-        self.event_loop_lag_seconds = histograms["edge_event_loop_lag_seconds"]
+        self.event_loop_lag_seconds = histograms["edge_event_loop_lag_seconds"].labels()
         self.config_last_reload_successful = gauges["edge_config_last_reload_successful"]
         self.config_last_reload_success_timestamp_seconds = gauges["edge_config_last_reload_success_timestamp_seconds"]
         gauges["edge_build_info"].labels(edge.__version__, platform.python_version(), tornado.version).set(1)
         registry.register(_Scraped(self.sources))
+
+
+def _counter(row: Row, registry: CollectorRegistry) -> Any:
+    if row.is_shared:
+        return Counter(row.name, row.help, row.labels, registry=registry)
+    return Tally(row.name, row.help, row.labels, registry)
+
+
+def _histogram(row: Row, registry: CollectorRegistry) -> SpreadTally:
+    return SpreadTally(row.name, row.help, row.labels, registry, row.buckets)
 
 
 class _Scraped(Collector):

@@ -81,10 +81,42 @@ class Pipeline:
 
     def run(self, event: Event, context: Context) -> Verdict:
         """Return the verdict on a valid event. The event passed in is never mutated; never raises `Exception`."""
+        events = [event.copy()]
+        ended = self.run_all(events, context)
+        return ended.get(0) or Verdict(Outcome.ACCEPTED, "", events[0])
+
+    def run_all(self, events: list[Event], context: Context) -> dict[int, Verdict]:
+        """Run the valid events of one request; return the verdicts, by index, on those that are not accepted.
+
+        The events are changed in place. One step sees all of them before the next one sees any, which spares a third
+        of the time; each event still takes the steps in their order, and each step the events in theirs. Never raises
+        `Exception`.
+        """
         self._runs += 1
-        if self._runs % TIMED_EVERY == 0:
-            return self._walk(event, context, self._timed)
-        return self._walk(event, context, _call)
+        is_timed = self._runs % TIMED_EVERY == 0
+        ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
+        for step in self._steps:
+            call, when, is_filter = step.call, step.when, step.kind == "filter"
+            if is_timed:
+                call = self._timed_once(step)
+            for index, event in enumerate(events):
+                if ended and index in ended:
+                    continue
+                try:
+                    if when is not None and not when(event):
+                        continue
+                    result = call(event, context)
+                    if result is None:
+                        continue
+                    if is_filter:
+                        ended[index] = Verdict(Outcome.FILTERED, _counted_reason(step, result), event)
+                    else:
+                        _change(event, result)
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's mistake stays the plugin's
+                    self._observer.component_failed(step, error)
+                    if step.on_error == "reject":
+                        ended[index] = Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
+        return ended
 
     def explain(self, event: Event, context: Context) -> Explanation:
         """Run the same steps one by one and write down what each did; counts nothing."""
@@ -99,33 +131,22 @@ class Pipeline:
                 break
         return Explanation(traces, verdict)
 
-    def _walk(self, event: Event, context: Context, call: Callable[[Step, Event, Context], Any]) -> Verdict:
-        for step in self._steps:
+    def _timed_once(self, step: Step) -> Callable[[Event, Context], Any]:
+        """Return the step's call, whose first use is timed."""
+        to_time = True
+
+        def call(event: Event, context: Context) -> Any:
+            nonlocal to_time
+            if not to_time:
+                return step.call(event, context)
+            to_time = False
+            started = perf_counter()
             try:
-                if step.when is not None and not step.when(event):
-                    continue
-                result = call(step, event, context)
-                if result is None:
-                    continue
-                if step.kind == "filter":
-                    return Verdict(Outcome.FILTERED, _counted_reason(step, result), event)
-                event = _apply(event, result)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's mistake stays the plugin's
-                self._observer.component_failed(step, error)
-                if step.on_error == "reject":
-                    return Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
-        return Verdict(Outcome.ACCEPTED, "", event)
+                return step.call(event, context)
+            finally:
+                self._observer.component_timed(step, perf_counter() - started)
 
-    def _timed(self, step: Step, event: Event, context: Context) -> Any:
-        started = perf_counter()
-        try:
-            return step.call(event, context)
-        finally:
-            self._observer.component_timed(step, perf_counter() - started)
-
-
-def _call(step: Step, event: Event, context: Context) -> Any:
-    return step.call(event, context)
+        return call
 
 
 def _counted_reason(step: Step, result: Any) -> str:
@@ -136,19 +157,29 @@ def _counted_reason(step: Step, result: Any) -> str:
     return reason
 
 
-def _apply(event: Event, changes: Mapping[str, Any]) -> Event:
-    """Return a copy of the event with the changes made. All or nothing: raises before anything is changed."""
-    if not isinstance(changes, Mapping):
-        raise ComponentError(f"returned a {type(changes).__name__} instead of a mapping of fields or None")
-    changed = dict(event)
+def _change(event: Event, changes: Mapping[str, Any]) -> None:
+    """Make the changes. All or nothing: raises before anything is changed."""
+    if type(changes) is not dict:
+        if not isinstance(changes, Mapping):
+            raise ComponentError(f"returned a {type(changes).__name__} instead of a mapping of fields or None")
+        changes = dict(changes)
     for name, value in changes.items():
-        if value is REMOVE:
-            changed.pop(name, None)
-        else:
-            changed[name] = value
+        # Texts of ASCII, which is nearly all that enrichers set, can surely be stored.
+        if type(value) is not str or type(name) is not str or not (value.isascii() and name.isascii()):
+            _change_with_care(event, changes)
+            return
+    event |= changes
+
+
+def _change_with_care(event: Event, changes: Mapping[str, Any]) -> None:
+    """Do what `_change` does with any values."""
+    kept = {name: value for name, value in changes.items() if value is not REMOVE}
     # Whatever cannot be stored is this component's mistake; later nobody could tell whose it was.
-    orjson.dumps({name: value for name, value in changes.items() if value is not REMOVE})
-    return changed
+    orjson.dumps(kept)
+    for name in changes:
+        if name not in kept:
+            event.pop(name, None)
+    event.update(kept)
 
 
 class ErrorCollector:
@@ -175,7 +206,7 @@ def _trace(step: Step, before: Event, verdict: Verdict, error: BaseException | N
         trace.did, trace.reason = "dropped", verdict.reason
     elif step.when is not None and not step.when(before):
         trace.did = "not asked"
-    elif after is not before:
+    elif after.keys() != before.keys() or any(before[name] is not value for name, value in after.items()):
         trace.did = "set"
         trace.fields_set = {
             name: value for name, value in after.items() if name not in before or before[name] is not value

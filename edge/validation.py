@@ -83,7 +83,8 @@ class _String(_Check):
         return value
 
     def accepts(self, source: Source, var: str) -> str:
-        return f"type({var}) is str" + (f" and len({var}) >= {source.bind(self.min_length)}" if self.min_length else "")
+        longer = f" and len({var}) >= {source.bind(self.min_length)}" if self.min_length > 1 else ""
+        return f"type({var}) is str" + (f" and {var} != ''" if self.min_length == 1 else longer)
 
     def to_openapi(self) -> dict[str, Any]:
         return {"type": "string", "minLength": self.min_length} if self.min_length else {"type": "string"}
@@ -157,7 +158,7 @@ class _Object(_Check):
         return value
 
     def accepts(self, source: Source, var: str) -> str:
-        return f"type({var}) is dict"
+        return source.object(var)
 
     def to_openapi(self) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": True}
@@ -241,7 +242,10 @@ class EventValidator:
             },
             extra=_EXTRA[unknown_fields],
         )
-        self._accepts = generate(self.schema)
+        self.accepts = generate(self.schema)
+        """Says whether a value is surely valid as it is, in a twentieth of the time; None: there is no such check."""
+        self.accepts_flat = generate(self.schema, flat=True)
+        """Says so of fewer: events in which the decoder need not look for what is nested too deep or too large."""
 
     def validate(self, value: object, max_details: int = MAX_DETAILS) -> tuple[Event | None, list[Detail]]:
         """Return the event and no details, or None and every mistake; never raises, whatever came out of the parser.
@@ -251,7 +255,7 @@ class EventValidator:
         """
         if not isinstance(value, dict):
             return None, [Detail(field="event", message="must be a JSON object", code="validation.type")]
-        if self._accepts is not None and self._accepts(value):
+        if self.accepts is not None and self.accepts(value):
             return value, []
         limit = min(max_details, MAX_DETAILS)
         judged, left_out = self._bound(value, limit)

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 import yaml
 from tornado.httpclient import HTTPResponse
+from tornado.ioloop import IOLoop
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from edge import logs
 from edge.config import load
 from edge.example import EXAMPLE_EVENT
+from edge.http import early, server
 from edge.http.server import listen
 from edge.registry import load_registry
 from edge.runtime import Process
@@ -57,6 +60,17 @@ def _no_unexpected_logs(caplog: pytest.LogCaptureFixture, expect_log: list[str])
 @pytest.fixture(scope="session")
 def registry() -> Any:
     return load_registry()
+
+
+@pytest.fixture
+def io_loop(request: pytest.FixtureRequest) -> Iterator[IOLoop]:
+    """The loop of the test. What runs on both HTTP servers has the loop that a gateway runs on: uvloop."""
+    is_real = request.node.get_closest_marker("both_servers") is not None
+    loop = IOLoop(asyncio_loop=uvloop.new_event_loop() if is_real else asyncio.new_event_loop())
+    loop.make_current()
+    yield loop
+    loop.clear_current()
+    loop.close(all_fds=True)
 
 
 class PlainDumper(yaml.SafeDumper):
@@ -119,10 +133,17 @@ class Running:
 Launch = Callable[..., Awaitable[Running]]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test marked `both_servers` on each HTTP server; EDGE_HTTP picks one."""
+    if "http_server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):
+        wanted = os.environ.get("EDGE_HTTP")
+        metafunc.parametrize("http_server", [wanted] if wanted else ["fast", "tornado"])
+
+
 @pytest.fixture
 def http_server() -> str:
-    """Which HTTP server the gateways of a test have: EDGE_HTTP=fast runs any test on the other one."""
-    return os.environ.get("EDGE_HTTP", "tornado")
+    """Which HTTP server the gateways of a test have: EDGE_HTTP=tornado runs any test on the other one."""
+    return os.environ.get("EDGE_HTTP", "fast")
 
 
 @pytest.fixture
@@ -151,7 +172,9 @@ def config_path(tmp_path: Path, http_server: str) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def launch(io_loop: Any, config_path: Callable[..., Path], registry: Any) -> Iterator[Launch]:
+def launch(
+    io_loop: Any, config_path: Callable[..., Path], registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launch]:
     """Return a coroutine function that starts a gateway from configuration parts; it is drained after the test."""
     running: list[Running] = []
 
@@ -163,6 +186,8 @@ def launch(io_loop: Any, config_path: Callable[..., Path], registry: Any) -> Ite
         return running[-1]
 
     yield start
+    # Whoever tests a drain stops the gateway in the test; here nobody sends any more, and nobody need be waited for.
+    monkeypatch.setattr(server, "POLL_SECS", 0.001)
     for gateway in running:
         if not gateway.gateway.draining:
             io_loop.run_sync(gateway.stop)
@@ -191,6 +216,12 @@ def raw() -> Callable[..., Awaitable[bytes]]:
             writer.close()
 
     return exchange
+
+
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon on a body that comes no more after its early answer."""
+    monkeypatch.setattr(early, "LINGER_SECS", 0.1)
 
 
 @pytest.fixture

@@ -59,9 +59,9 @@ def explain(event_file: Any, config_path: Path, remote_ip: str, key_id: str | No
 
 def _valid_event(raw: bytes, config: GatewayConfig) -> Event:
     """Return the event as the pipeline gets it; prints the answer and leaves with 1 when there is none."""
-    from edge.door import too_large
     from edge.http import answers
     from edge.http.decode import decode_event
+    from edge.judging import too_large
     from edge.validation import Detail, EventValidator
 
     candidate = decode_event(raw, config.server.limits)

@@ -137,7 +137,7 @@ TLS = {
 SERVER = {
     Optional("listen", default="127.0.0.1:4000", description="Where SDKs post events."): LISTEN,
     Optional(
-        "http", default="tornado", description="The HTTP server: fast (llhttp and asyncio), or Tornado's own."
+        "http", default="fast", description="The HTTP server: fast (llhttp and asyncio), or Tornado's own."
     ): OneOf("fast", "tornado"),
     Optional(
         "workers",

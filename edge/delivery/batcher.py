@@ -33,15 +33,16 @@ class Readable(Protocol):
 
 @dataclass(slots=True)
 class _Chunk:
-    """What one frame holds for the sink: some of its events, and the positions it covers with what lies before them."""
+    """What some frames hold for the sink: events of theirs, and the positions they cover with what lies before them."""
 
     end: int
     seqs: Sequence[int]
     lines: list[bytes]
     passed: list[Passed]
     """What is not in `lines`, in order."""
-    meta: FrameMeta
-    metadata: EventMetadata
+    metas: list[FrameMeta]
+    """For each line; shared between the events of a frame."""
+    metadata: list[EventMetadata]
     seen_at: float
     size: int
     """Sum of the lengths of `lines`."""
@@ -52,7 +53,6 @@ class _Chunk:
 
 
 NOTHING: FrameMeta = {}
-NO_METADATA = event_metadata(NOTHING)
 
 
 class Batcher:
@@ -104,8 +104,9 @@ class Batcher:
         return next((chunk.seen_at for chunk in self._chunks if len(chunk.lines) > chunk.taken), None)
 
     def head_metadata(self) -> EventMetadata | None:
-        """Return what is known of the first buffered frame."""
-        return self._chunks[0].metadata if self._chunks else None
+        """Return what is known of the first buffered event."""
+        chunk = self._chunks[0] if self._chunks else None
+        return chunk.metadata[chunk.taken] if chunk is not None and chunk.taken < len(chunk.lines) else None
 
     def wanted_events(self) -> int:
         """Return after how many more events in the spool a look is worth it; at least 1.
@@ -145,8 +146,8 @@ class Batcher:
             if stop > begin:
                 seqs.extend(chunk.seqs[begin:stop])
                 lines.extend(chunk.lines[begin:stop])
-                metas.extend([chunk.meta] * (stop - begin))
-                metadata.extend([chunk.metadata] * (stop - begin))
+                metas.extend(chunk.metas[begin:stop])
+                metadata.extend(chunk.metadata[begin:stop])
                 chunk.taken = stop
                 end = seqs[-1] + 1
             if whole:
@@ -182,14 +183,50 @@ class Batcher:
         """Buffer what the spool returned."""
         # The spool's own word; frames have no gap between them, so what is missing lies before the first.
         lost = result.lost_events
+        run: _Chunk | None = None
         for frame in result.frames:
-            if frame.end > self.read_position:
+            if self._when is None and frame.kind == EVENTS and frame.seq == self.read_position and not lost:
+                run = self._take_plain(frame, noticed_at, run)
+            elif frame.end > self.read_position:
                 self._take_frame(frame, lost, noticed_at)
-                lost = 0
+                lost, run = 0, None
         if result.position > self.read_position:
             # A gap at the end of what was read: no frame follows it yet.
             end = result.position
-            self._append(_Chunk(end, (), [], [Passed(end, lost=lost)], NOTHING, NO_METADATA, 0.0, 0))
+            self._append(_Chunk(end, (), [], [Passed(end, lost=lost)], [], [], 0.0, 0))
+
+    def _take_plain(self, frame: Frame, noticed_at: float, run: _Chunk | None) -> _Chunk | None:
+        """Buffer a frame whose events are all for the sink, in the chunk of the plain frames before it if there is one.
+
+        Frames of one event are the usual ones, and a chunk for each would cost as much as reading it.
+        """
+        opened = self._open(frame)
+        if opened is None:
+            self._take_frame(frame, 0, noticed_at)
+            return None
+        meta, lines = opened
+        n_events = len(lines)
+        size = len(lines[0]) if n_events == 1 else sum(map(len, lines))
+        metadata = event_metadata(meta)
+        if (
+            run is None
+            or len(run.lines) + n_events > self._options.max_events
+            or run.size + size > self._options.max_bytes
+        ):
+            end = frame.seq + n_events
+            run = _Chunk(
+                end, range(frame.seq, end), lines, [], [meta] * n_events, [metadata] * n_events, noticed_at, size
+            )
+            self._append(run)
+            return run
+        run.end = self.read_position = frame.seq + n_events
+        run.seqs = range(run.seqs[0], run.end)
+        run.lines += lines
+        run.metas += [meta] * n_events
+        run.metadata += [metadata] * n_events
+        run.size += size
+        self._count(n_events, size)
+        return run
 
     def _take_frame(self, frame: Frame, lost: int, noticed_at: float) -> None:
         begin = max(frame.seq, self.read_position)
@@ -208,8 +245,8 @@ class Batcher:
             seqs, lines = range(begin, frame.end), lines[begin - frame.seq :]
             if self._when is not None:
                 seqs, lines = self._matching(self._when, seqs, lines, passed)
-        metadata, size = event_metadata(meta), sum(map(len, lines))
-        self._append(_Chunk(frame.end, seqs, lines, passed, meta, metadata, noticed_at, size))
+        metas, metadata = [meta] * len(lines), [event_metadata(meta)] * len(lines)
+        self._append(_Chunk(frame.end, seqs, lines, passed, metas, metadata, noticed_at, sum(map(len, lines))))
 
     def _open(self, frame: Frame) -> tuple[FrameMeta, list[bytes]] | None:
         """Return a frame's metadata and lines; None when it cannot be read."""
@@ -264,10 +301,13 @@ class Batcher:
                 _pass_too(last, item)
             return
         self._chunks.append(chunk)
-        self._items += len(chunk.lines)
-        self._bytes += chunk.size
-        self._bytes_seen += chunk.size
-        self._lines_seen += len(chunk.lines)
+        self._count(len(chunk.lines), chunk.size)
+
+    def _count(self, n_events: int, n_bytes: int) -> None:
+        self._items += n_events
+        self._bytes += n_bytes
+        self._bytes_seen += n_bytes
+        self._lines_seen += n_events
 
 
 def _pass_too(chunk: _Chunk, item: Passed) -> None:

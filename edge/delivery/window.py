@@ -119,13 +119,13 @@ class Window:
 
     def batch(self, shard: str, indices: Sequence[int]) -> Batch:
         """Return some of the events as a batch; the same events give the same id, other events another one."""
-        seqs = [self.seqs[index] for index in indices]
+        seqs, lines, metadata = self.seqs, self.lines, self.metadata
+        if len(indices) != len(lines):
+            seqs = [seqs[index] for index in indices]
+            lines = [lines[index] for index in indices]
+            metadata = [metadata[index] for index in indices]
         stamp = _stamp(seqs, self.metas[indices[0]], self.metas[indices[-1]])
-        return Batch(
-            f"{shard}-{seqs[0]}-{seqs[-1]}-{stamp}",
-            tuple(self.lines[index] for index in indices),
-            tuple(self.metadata[index] for index in indices),
-        )
+        return Batch(f"{shard}-{seqs[0]}-{seqs[-1]}-{stamp}", tuple(lines), tuple(metadata))
 
 
 def _stamp(seqs: Sequence[int], first: FrameMeta, last: FrameMeta) -> str:

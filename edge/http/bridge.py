@@ -36,8 +36,8 @@ class Wire(Protocol):
     buffer: bytearray
     """What has arrived and nobody has taken."""
 
-    async def more(self) -> bool:
-        """Wait for more in `buffer`; False when none will come."""
+    def more(self) -> asyncio.Future[bool]:
+        """Begin to wait for more in `buffer`; False when none will come."""
 
     def write(self, data: bytes) -> None:
         """Write, without waiting."""
@@ -58,11 +58,10 @@ class Wire(Protocol):
 class Context:
     """What Tornado's request looks up about its connection."""
 
-    def __init__(self, sock: Any, *, tls: bool) -> None:
-        self.address_family = sock.family if sock is not None else socket.AF_UNSPEC
-        peer = sock.getpeername() if sock is not None else None
-        is_ip = self.address_family in (socket.AF_INET, socket.AF_INET6)
-        self.peer = str(peer[0]) if is_ip and peer else ""
+    def __init__(self, family: int, address: Any, *, tls: bool) -> None:
+        """`address` is the peer's, as it was when the connection was accepted: a socket that was reset has none."""
+        self.address_family = family
+        self.peer = str(address[0]) if family in (socket.AF_INET, socket.AF_INET6) else ""
         # What Tornado itself says of a unix socket.
         self.remote_ip = self.peer or "0.0.0.0"  # noqa: S104
         self.protocol = "https" if tls else "http"
@@ -208,7 +207,7 @@ class Bridge:
 
     async def _more(self) -> bool:
         """Wait for more of the body, or for the end of the answer, whichever comes first."""
-        reading = asyncio.ensure_future(self._wire.more())
+        reading = self._wire.more()
         await asyncio.wait({reading, self._connection.finished}, return_when=asyncio.FIRST_COMPLETED)
         if reading.done():
             return reading.result()

@@ -15,17 +15,18 @@ import structlog
 from tornado.concurrent import Future, future_add_done_callback
 from tornado.httputil import HTTPInputError, format_timestamp
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, SSLIOStream, UnsatisfiableReadError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError, UnsatisfiableReadError
 
 from edge.http import answers
 from edge.http.answers import Answer
-from edge.http.framing import MalformedError
+from edge.http.framing import CHUNK_LINE_BYTES, MalformedError
 
 log = structlog.get_logger(__name__)
 
 TORNADO_400: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 """What Tornado writes when it cannot read a request."""
 CONTINUE: Final = b"HTTP/1.1 100 "
+CLOSES: Final = b"\r\nConnection: close\r\n"
 
 WRITE_SECS: Final = 30.0
 """An answer that is not taken within this time never will be."""
@@ -59,6 +60,8 @@ class EdgeStream(IOStream):
         self._header_bytes = header_bytes
         self._refused = refused
         self._answered = False
+        self._closes = False
+        """Whether an answer has said that it is the last one."""
         self._refusal: Answer | None = None
         self._writing_since = time.monotonic()
         super().__init__(*args, **kwargs)
@@ -74,7 +77,13 @@ class EdgeStream(IOStream):
         self._refusal = malformed(error.field, error.message)
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Future[bytes]:
-        """Read the head of a request, and keep it: what Tornado makes of it no longer shows how its lines ended."""
+        """Read the head of a request, and keep it: what Tornado makes of it no longer shows how its lines ended.
+
+        A stream that is closed still gives what it has in its buffer, and Tornado would take it for the next request.
+        """
+        if self._closes or self.closed():
+            self.close()
+            raise StreamClosedError
         reading: Future[bytes] = super().read_until_regex(regex, max_bytes)  # type: ignore[assignment]
         future_add_done_callback(reading, self._keep_head)
         return reading
@@ -86,7 +95,8 @@ class EdgeStream(IOStream):
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Future[bytes]:
         r"""Read the size line of a chunk, the only thing that Tornado reads this way.
 
-        A line that ends with a bare LF would be searched for a CR LF in what follows, and waited for.
+        A line that ends with a bare LF would be searched for a CR LF in what follows, and waited for. The longest line
+        is that of the other server.
         """
         line: Future[bytes] = Future()
 
@@ -101,7 +111,7 @@ class EdgeStream(IOStream):
             else:
                 line.set_exception(HTTPInputError("a chunk's size must end with CR LF"))
 
-        reading: Future[bytes] = super().read_until(delimiter[-1:], max_bytes)  # type: ignore[assignment]
+        reading: Future[bytes] = super().read_until(delimiter[-1:], CHUNK_LINE_BYTES)  # type: ignore[assignment]
         future_add_done_callback(reading, check)
         return line
 
@@ -115,8 +125,9 @@ class EdgeStream(IOStream):
             data = self._refusal_bytes()
         if not self.writing():
             self._writing_since = time.monotonic()
-        if bytes(data[: len(CONTINUE)]) != CONTINUE:
+        if not self._answered and bytes(data[: len(CONTINUE)]) != CONTINUE:
             self._answered = True
+            self._closes = CLOSES in bytes(data).partition(b"\r\n\r\n")[0] + b"\r\n"
         return super().write(data)
 
     def close(self, exc_info: Any = False) -> None:

@@ -6,11 +6,13 @@ A mistake that spoils the whole body is a `BodyError`; one that spoils a single 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from edge.config.model import Limits
-from edge.door import Candidate
 from edge.http.bodies import BodyError, split_ndjson
-from edge.json_body import check_structure, check_structures, parse_json
+from edge.http.large import LARGE_BYTES
+from edge.json_body import NUL, check_structure, check_structures, parse_json
+from edge.judging import Candidate, Candidates
 from edge.validation import Detail, echo_name, is_datetime
 
 ENVELOPE_FIELDS = ("events", "sent_at")
@@ -18,6 +20,8 @@ ENVELOPE_FIELDS = ("events", "sent_at")
 UNREAD_FACTOR = 4
 """A body of so many times `limits.event_bytes` is not even parsed as an event."""
 EVENT_VALUES = 50_000
+FLAT_DEPTH = 2
+"""Levels of a flat event: itself, and objects and arrays of plain values."""
 BATCH_VALUES = 200
 """The most values in one event, and in a batch for each event it may have."""
 
@@ -26,25 +30,35 @@ BATCH_VALUES = 200
 class Decoded:
     """The events of one body."""
 
-    candidates: list[Candidate]
+    candidates: Candidates
     sent_at: str = ""
     details: list[Detail] = field(default_factory=list)
     """Mistakes of the envelope; when there are any, there are no candidates."""
 
 
-def decode_event(raw: bytes, limits: Limits) -> Candidate:
-    """Return the one event of a body of `POST /ingest`, with what is wrong with it as JSON."""
-    if len(raw) > limits.event_bytes * UNREAD_FACTOR:
-        # The door measures an event without blanks and escapes; they hardly ever are three quarters of it.
-        message = f"must be at most {limits.event_bytes} bytes"
-        return Candidate(None, Detail(field="event", message=message, code="limit.event"))
-    mistake = _too_many_values(raw, EVENT_VALUES)
+def decode_single(raw: bytes, limits: Limits) -> Decoded:
+    """Return the one event of a body of `POST /ingest`; what is no JSON is a mistake of the body."""
+    value, mistake = _parse_event(raw, limits)
     if mistake is not None:
-        return Candidate(None, mistake)
-    value, mistake = parse_json(raw)
+        return _refused([mistake])
+    return Decoded(_unchecked(raw, [value], len(raw), limits))
+
+
+def decode_event(raw: bytes, limits: Limits) -> Candidate:
+    """Return an event, with what is wrong with it as JSON."""
+    value, mistake = _parse_event(raw, limits)
     if mistake is None:
         mistake = check_structure(raw, value, limits.depth)
     return Candidate(value, mistake, len(raw))
+
+
+def _parse_event(raw: bytes, limits: Limits) -> tuple[object, Detail | None]:
+    if len(raw) > limits.event_bytes * UNREAD_FACTOR:
+        # The door measures an event without blanks and escapes; they hardly ever are three quarters of it.
+        message = f"must be at most {limits.event_bytes} bytes"
+        return None, Detail(field="event", message=message, code="limit.event")
+    mistake = _too_many_values(raw, EVENT_VALUES)
+    return parse_json(raw) if mistake is None else (None, mistake)
 
 
 def _too_many_values(raw: bytes, limit: int) -> Detail | None:
@@ -65,14 +79,14 @@ def decode_batch(raw: bytes, media_type: str, limits: Limits) -> Decoded:
     """
     mistake = _too_many_values(raw, max(EVENT_VALUES, BATCH_VALUES * limits.batch_events))
     if mistake is not None:
-        return Decoded([], details=[mistake])
+        return _refused([mistake])
     if media_type == "ndjson":
         lines = split_ndjson(raw, limits.batch_events)
         _check_count(len(lines), limits)
-        decoded = Decoded([decode_event(line, limits) for line in lines])
+        decoded = _lines([decode_event(line, limits) for line in lines])
     else:
         decoded = _decode_json(raw, limits)
-    if not decoded.candidates and not decoded.details:
+    if not len(decoded.candidates) and not decoded.details:
         decoded.details.append(Detail(field="events", message="must not be empty", code="validation.length"))
     return decoded
 
@@ -85,22 +99,41 @@ def _check_count(n_events: int, limits: Limits) -> None:
 def _decode_json(raw: bytes, limits: Limits) -> Decoded:
     value, mistake = parse_json(raw)
     if mistake is not None:
-        return Decoded([], details=[mistake])
+        return _refused([mistake])
     sent_at = ""
     events: object = value
     if isinstance(value, dict):
         details = _envelope_mistakes(value)
         if details:
-            return Decoded([], details=details)
+            return _refused(details)
         events, sent_at = value["events"], value.get("sent_at") or ""
     if not isinstance(events, list):
         message = 'must be an array of events or {"events": [...]}'
-        return Decoded([], details=[Detail(field="body", message=message, code="validation.type")])
+        return _refused([Detail(field="body", message=message, code="validation.type")])
     _check_count(len(events), limits)
-    mistakes = check_structures(raw, events, limits.depth)
     small = len(raw) if len(raw) <= limits.event_bytes else 0
-    candidates = [Candidate(event, mistake, small) for event, mistake in zip(events, mistakes, strict=True)]
-    return Decoded(candidates, sent_at)
+    return Decoded(_unchecked(raw, events, small, limits), sent_at)
+
+
+def _unchecked(raw: bytes, events: list[object], whole_bytes: int, limits: Limits) -> Candidates:
+    """Return events whose structure is looked at only if they are not flat, which costs as much as parsing them."""
+    look = partial(check_structures, raw, events, limits.depth)
+    # What is large is decoded in a thread, and looked at there: the loop has no time for it.
+    if limits.depth < FLAT_DEPTH or len(raw) > LARGE_BYTES or (b"\\" in raw and NUL in raw):
+        return Candidates(events, whole_bytes, look())
+    return Candidates(events, whole_bytes, look_deeper=look)
+
+
+def _refused(details: list[Detail]) -> Decoded:
+    return Decoded(Candidates([]), details=details)
+
+
+def _lines(candidates: list[Candidate]) -> Decoded:
+    """Return the events of a body that has one a line."""
+    mistakes = [candidate.mistake for candidate in candidates]
+    sizes = [candidate.size_bytes for candidate in candidates]
+    values = [candidate.value for candidate in candidates]
+    return Decoded(Candidates(values, max(sizes, default=0), mistakes if any(mistakes) else None, sizes))
 
 
 def _envelope_mistakes(envelope: dict[str, object]) -> list[Detail]:

@@ -9,6 +9,7 @@ sender pipelines waits in the buffer, which keeps the answers in order.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -22,7 +23,7 @@ from edge.http import answers, connections
 from edge.http.bridge import Bridge, Context
 from edge.http.connections import Acceptor, closing_bytes, malformed
 from edge.http.framing import TARGET_BYTES, MalformedError
-from edge.http.quick import Quick, QuickRoutes
+from edge.http.quick import Quick, QuickHead, QuickRoutes
 from edge.http.wire import HEAD_END, WireHead, parse_head
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,10 @@ log = structlog.get_logger(__name__)
 BUFFER_BYTES: Final = 256 * 1024
 """What may wait in a connection's buffer before nothing more is read from it."""
 WRITE_BUFFER_BYTES: Final = 64 * 1024
+BARE_END: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+"""The end of a line that is not CR LF. A head that has one is refused at once: it may never end otherwise."""
+AT_ONCE: Final = 32
+"""Requests of one connection that are answered in one turn of the loop at most."""
 GATHER_SECS: Final = 1.0
 """A small body that is not there within this time goes the ordinary way, where slow senders are watched."""
 CLOSE_POLL_SECS: Final = 0.01
@@ -38,22 +43,28 @@ CLOSE_POLL_SECS: Final = 0.01
 class FastConnection(asyncio.Protocol):
     """One connection. `buffer` holds what has arrived and nobody has taken: a head, the body in hand, what follows."""
 
-    def __init__(self, server: FastServer) -> None:
+    def __init__(self, server: FastServer, context: Context) -> None:
         self.server = server
         self.buffer = bytearray()
-        self.context: Context
+        self.context = context
         self._transport: Any = None
         self._bridge: Bridge | None = None
         self._task: asyncio.Task[None] | None = None
         self._quick: Quick | None = None
-        self._gathering: tuple[WireHead, int] | None = None
-        """A head whose body is small and not all there yet, and the length of that body."""
+        self._is_gathering = False
+        """The body of `_quick` is not all there yet."""
+        self._is_going_on = False
+        self._usual_head: QuickHead | None = None
+        """The last head that took the short way."""
         self._since = time.monotonic()
         """Since when the connection waits for what it waits for: the next head, or the rest of a small body."""
-        self._arrived: asyncio.Future[None] | None = None
+        self._arrived: asyncio.Future[bool] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._blocked_since = 0.0
+        self._skipped_line = False
         self._is_paused = False
+        self._is_due = False
+        """Whether the next request will be looked for in another turn of the loop."""
         self._ended = False
         self._at_end = False
 
@@ -63,7 +74,6 @@ class FastConnection(asyncio.Protocol):
         """Begin."""
         self._transport = transport
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-        self.context = Context(transport.get_extra_info("socket"), tls=self.server.tls)
         if not self.server.admit(self):
             self.answer_and_end(answers.busy("busy.backpressure"))
 
@@ -71,20 +81,28 @@ class FastConnection(asyncio.Protocol):
         """Take what has arrived."""
         if self._ended:
             return
+        if not self.buffer and self._quick is None and self._bridge is None and self._run_usual(data):
+            return
         self.buffer += data
-        if self._bridge is None and self._quick is None:
-            self._go_on()
+        if self._is_gathering:
+            self._gather()
+        elif self._bridge is None and self._quick is None:
+            if not self._is_due:
+                self._go_on()
         elif self._arrived is not None:
             self._wake()
-        if len(self.buffer) > BUFFER_BYTES and not self._is_paused and self.is_busy:
+        if len(self.buffer) > BUFFER_BYTES and not self._is_paused and (self.is_busy or self._is_due):
             self._is_paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """The sender has sent all it wants to; it may still wait for answers."""
         self._at_end = True
+        if self._is_gathering and self._quick is not None:
+            self._quick.release()
+            self.end()
         self._wake()
-        if not self.is_busy:
+        if not self.is_busy and not self._is_due:
             self.end()
         return not self.server.tls
 
@@ -95,7 +113,7 @@ class FastConnection(asyncio.Protocol):
         self._wake()
         self.resume_writing()
         self.buffer.clear()
-        if self._gathering is not None and self._quick is not None:
+        if self._is_gathering and self._quick is not None:
             self._quick.release()
         if self._bridge is not None:
             self._bridge.lose()
@@ -120,68 +138,108 @@ class FastConnection(asyncio.Protocol):
 
     def next_request(self) -> None:
         """Go on with what follows the request that has just been answered."""
-        self._bridge = self._quick = self._task = self._gathering = None
+        self._bridge = self._quick = self._task = None
+        self._skipped_line = False
         self._since = time.monotonic()
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        if not self._is_going_on:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Read on, begin with the next request, and end the connection when its sender has and nothing is left."""
+        self._read_on()
         if self.buffer:
             self._go_on()
-        if self._at_end and not self.is_busy:
+        if self._at_end and not self.is_busy and not self._is_due:
             self.end()
 
+    def _read_on(self) -> None:
+        """Read again, unless more than enough is waiting."""
+        if self._is_paused and len(self.buffer) <= BUFFER_BYTES:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _go_on_later(self) -> None:
+        """Go on in another turn of the loop: the next one, or the one in which the peer has taken its answers."""
+        self._is_due = True
+        if self._drained is not None:
+            self._drained.add_done_callback(self._come_back)
+        else:
+            self.server.loop.call_soon(self._come_back, None)
+
+    def _come_back(self, _: object) -> None:
+        self._is_due = False
+        if not self._ended:
+            self._advance()
+
+    def _run_usual(self, data: bytes) -> bool:
+        """Run a request that arrived whole, alone, and with the same head as the last one; False when it is not so."""
+        usual = self._usual_head
+        if usual is None or self._drained is not None:
+            return False
+        end = data.find(HEAD_END) + len(HEAD_END)
+        length = usual.length_in(data[:end])
+        if length < 0 or end + length != len(data):
+            return False
+        self._quick = quick = self.server.routes.take_again(usual, length, self)
+        if quick is None:
+            return False
+        quick.run(data[end:])
+        return True
+
     def _go_on(self) -> None:
-        """Begin with the request at the front of the buffer as soon as its head is there."""
+        """Begin with the requests in the buffer, one after the other, as far as they can be answered at once."""
+        self._is_going_on = True
+        for _ in range(AT_ONCE):
+            if not self.buffer or self.is_busy or self._ended or not self._begin_next():
+                break
+        else:
+            self._go_on_later()  # other connections have their turn first
+        self._is_going_on = False
+
+    def _begin_next(self) -> bool:
+        """Begin with the request at the front of the buffer; False when its head is not there yet."""
         if self._drained is not None:
             # Answers that nobody takes: no further request is looked at before they are.
-            self._drained.add_done_callback(lambda _: self._go_on() if not self.is_busy else None)
-            return
+            self._go_on_later()
+            return False
         buffer = self.buffer
-        while buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
+        if buffer.startswith(b"\r\n") and not self._skipped_line:  # one of them: RFC 9112, section 2.2
+            self._skipped_line = True
             del buffer[:2]
         end = buffer.find(HEAD_END)
         limit = self.server.header_bytes
         if end + len(HEAD_END) > limit or (end < 0 and len(buffer) > limit):
             self.refuse(MalformedError("headers", f"must be at most {limit} bytes"))
-            return
+            return False
         if end < 0:
-            if b"\n\n" in buffer:
+            if BARE_END.search(buffer):
                 self.refuse(MalformedError("headers", "must have lines that end with CR LF"))
-            return
+            return False
         head = bytes(buffer[: end + len(HEAD_END)])
         del buffer[: end + len(HEAD_END)]
         try:
-            self._begin(parse_head(head, TARGET_BYTES))
+            self._begin(parse_head(head, TARGET_BYTES), head)
         except MalformedError as error:
             self.refuse(error)
+        return True
 
-    def _begin(self, head: WireHead) -> None:
+    def _begin(self, head: WireHead, raw: bytes) -> None:
         """Take the short way with a request, or the ordinary one."""
-        self._quick = quick = self.server.routes.take(head, self)
+        self._quick = quick = self.server.routes.take(head, raw, self)
         if quick is None:
             self._cross(head)
-        elif len(self.buffer) >= quick.length:
-            quick.run(self._body(quick.length))
-        else:
-            self._gathering = head, quick.length
-            self._since = time.monotonic()
-            self._arrived = self.server.loop.create_future()
-            self._arrived.add_done_callback(self._gather)
-
-    def _gather(self, _: object) -> None:
-        """Look whether a small body is complete."""
-        if self._gathering is None or self._quick is None or self._ended:
             return
-        _, length = self._gathering
-        if len(self.buffer) >= length:
-            self._gathering = None
-            self._quick.run(self._body(length))
-        elif self._at_end:
-            self._quick.release()
-            self.end()
-        else:
-            self._arrived = self.server.loop.create_future()
-            self._arrived.add_done_callback(self._gather)
+        self._usual_head = quick.head
+        self._is_gathering = True
+        self._since = time.monotonic()
+        self._gather()
+
+    def _gather(self) -> None:
+        """Run the request in hand if its small body is complete."""
+        quick = self._quick
+        if quick is not None and len(self.buffer) >= quick.length:
+            self._is_gathering = False
+            quick.run(self._body(quick.length))
 
     def _body(self, length: int) -> bytes:
         body = bytes(self.buffer[:length])
@@ -195,29 +253,31 @@ class FastConnection(asyncio.Protocol):
 
     def ordinary(self) -> None:
         """Let a request whose small body is not there yet go the ordinary way."""
-        if self._gathering is not None and self._quick is not None:
-            head, _ = self._gathering
+        if self._is_gathering and self._quick is not None:
+            head = self._quick.head.wire_head
             self._quick.release()
-            self._gathering = self._quick = self._arrived = None
+            self._is_gathering, self._quick = False, None
             self._cross(head)
 
     # --- the request's side
 
-    async def more(self) -> bool:
-        """Wait for more in the buffer; False when none will come."""
+    def more(self) -> asyncio.Future[bool]:
+        """Begin to wait for more in the buffer; False when none will come.
+
+        From this call on, and not only from when it is awaited: what arrives in between would go unnoticed.
+        """
+        arrived: asyncio.Future[bool] = self.server.loop.create_future()
         if self._at_end:
-            return False
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
-        self._arrived = self.server.loop.create_future()
-        await self._arrived
-        return bool(self.buffer) or not self._at_end
+            arrived.set_result(False)
+            return arrived
+        self._read_on()
+        self._arrived = arrived
+        return arrived
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, None
         if arrived is not None and not arrived.done():
-            arrived.set_result(None)
+            arrived.set_result(bool(self.buffer) or not self._at_end)
 
     def write(self, data: bytes) -> None:
         """Write, without waiting. What is written to a connection that has ended goes nowhere."""
@@ -243,6 +303,7 @@ class FastConnection(asyncio.Protocol):
         """End the connection once what was written is out."""
         if not self._ended:
             self._ended = True
+            self._since = time.monotonic()
             self.buffer.clear()
             self._transport.close()
 
@@ -263,11 +324,12 @@ class FastConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close a connection that says nothing or takes nothing for too long; see to a body that is late."""
-        if self._drained is not None:
-            if now - self._blocked_since > connections.WRITE_SECS:
+        if self._drained is not None or self._ended:
+            if now - (self._since if self._drained is None else self._blocked_since) > connections.WRITE_SECS:
                 self.close()
-        elif self._gathering is not None:
-            if now - self._since > GATHER_SECS:
+        elif self._is_gathering:
+            # On the ordinary way it would be refused now; here it may still arrive while the gateway waits.
+            if now - self._since > GATHER_SECS and not self.server.is_stopping:
                 self.ordinary()
         elif not self.is_busy and now - self._since > self.server.idle_secs:
             self.end()
@@ -296,6 +358,7 @@ class FastServer:
         self.tls = ssl_context is not None
         self.loop = asyncio.get_running_loop()
         self.connections: set[FastConnection] = set()
+        self.is_stopping = False
         self._ssl_context = ssl_context
         self._acceptors: list[Acceptor] = []
         self._beginning: set[asyncio.Task[None]] = set()
@@ -322,8 +385,7 @@ class FastServer:
         """Accept the connections that wait in the backlog, then close the listening sockets."""
         for acceptor in self._acceptors:
             acceptor.stop()
-        for connection in [*self.connections]:
-            connection.ordinary()
+        self.is_stopping = True
 
     async def close_all_connections(self) -> None:
         """Close every connection, idle or not."""
@@ -349,15 +411,16 @@ class FastServer:
             connection.close()
             return
         connection.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-        task = self.loop.create_task(self._connect(connection))
+        context = Context(connection.family, address, tls=self.tls)
+        task = self.loop.create_task(self._connect(connection, context))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket, context: Context) -> None:
         options: dict[str, Any] = {}
         if self._ssl_context is not None:
             options = {"ssl": self._ssl_context, "ssl_handshake_timeout": self.idle_secs}
         try:
-            await self.loop.connect_accepted_socket(lambda: FastConnection(self), connection, **options)
+            await self.loop.connect_accepted_socket(lambda: FastConnection(self, context), connection, **options)
         except OSError as error:
             log.debug("a connection ended before it began", error=str(error))

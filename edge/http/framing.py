@@ -16,12 +16,20 @@ KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE
 OTHER_METHOD: Final = "OTHER"
 """What the handlers see in place of any method that is not among the known ones; every route answers it 405."""
 
+VERSIONS: Final = ("HTTP/1.0", "HTTP/1.1")
+METHOD_BYTES: Final = 32
 HEADER_LINES: Final = 64
 TARGET_BYTES: Final = 2048
 ABSURD_LENGTH: Final = "9" * 18
 """Stands for a longer `Content-Length`: more than any limit, and what int() reads without effort."""
+CHUNK_LINE_BYTES: Final = 18
+"""Longest size line of a chunk: sixteen digits and CR LF. Extensions are not taken: nobody sends them but attackers."""
 
 _DIGITS: Final = re.compile(r"[0-9]+")
+_TARGET: Final = re.compile(r"[!-~]+")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])?(?::[0-9]*)?")
+"""A host and its port (RFC 9110, section 7.2), without user names."""
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE)
 _LOOK_ALIKES: Final = ("Content_Length", "Transfer_Encoding")
 """Names that some proxies and gateways take for the ones with a hyphen."""
 
@@ -86,7 +94,7 @@ class FramingDelegate(HTTPMessageDelegate):
         except MalformedError as error:
             self._wire.refuse(error)
             raise
-        return start_line if start_line.method in KNOWN_METHODS else start_line._replace(method=OTHER_METHOD)
+        return plain_start_line(start_line)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Pass a piece of the body on."""
@@ -114,13 +122,38 @@ def check_head(head: bytes, start_line: RequestStartLine, headers: FramingHeader
         raise MalformedError("headers", f"must be at most {HEADER_LINES} lines")
     if len(start_line.path) > target_bytes:
         raise MalformedError("path", f"must be at most {target_bytes} bytes, the query included")
-    if len(headers.get_list("Host")) != 1 and (start_line.version != "HTTP/1.0" or "Host" in headers):
+    if start_line.version not in VERSIONS or len(start_line.method) > METHOD_BYTES:
+        raise MalformedError("request", "is not valid HTTP")
+    if _TARGET.fullmatch(start_line.path) is None:
+        raise MalformedError("path", "must be of printable ASCII characters")
+    if not start_line.path.startswith("/") and start_line.path != "*":
+        found = _ABSOLUTE.fullmatch(start_line.path)
+        if found is None or not _HOST.fullmatch(found[1]):
+            raise MalformedError("path", "must begin with / or with the scheme and the host")
+    hosts = headers.get_list("Host")
+    if len(hosts) != 1 and (hosts or start_line.version != "HTTP/1.0"):
         raise MalformedError("Host", "must be there once")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise MalformedError("Host", "must be a host, with or without a port")
     for name in _LOOK_ALIKES:
         if name in headers:
             raise MalformedError("headers", "must not have names that look like those of the framing")
     _check_framing(start_line.version, headers)
     _prepare_expect(start_line.version, headers)
+
+
+def plain_start_line(start_line: RequestStartLine) -> RequestStartLine:
+    """Return the start line of a checked head as the handlers know it: a method they know, a target that is a path.
+
+    A target in absolute form has to be accepted (RFC 9112, section 3.2.2). Its host stands for the header's, and the
+    gateway serves every host alike.
+    """
+    if start_line.method not in KNOWN_METHODS:
+        start_line = start_line._replace(method=OTHER_METHOD)
+    if not start_line.path.startswith("/") and (found := _ABSOLUTE.fullmatch(start_line.path)) is not None:
+        path = found[2]
+        start_line = start_line._replace(path=path if path.startswith("/") else f"/{path}")
+    return start_line
 
 
 def _check_framing(version: str, headers: FramingHeaders) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from edge.http.admission import Route
 from edge.http.answers import Answer
 from edge.http.handlers import EdgeHandler
-from edge.http.intake import Intake, Route
+from edge.http.intake import Intake
 from edge.http.state import Site
 
 

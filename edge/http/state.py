@@ -88,6 +88,10 @@ class Site:
         counter.inc()
         self._durations[route].observe(duration_secs)
 
+    def count_body(self, n_bytes: int) -> None:
+        """Count the bytes of a body."""
+        self.gateway.metrics.http_request_bytes.inc(n_bytes)
+
     def count_refused(self, status: int) -> None:
         """Count an answer that no handler gave: to what is no HTTP, or to a connection too many."""
         self.gateway.metrics.http_requests.labels("other", "other", str(status)).inc()

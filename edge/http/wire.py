@@ -9,12 +9,17 @@ from typing import Final
 import httptools
 from tornado.httputil import HTTPHeaders, RequestStartLine
 
-from edge.http.framing import ABSURD_LENGTH, KNOWN_METHODS, OTHER_METHOD, MalformedError, check_head
+from edge.http.framing import (
+    ABSURD_LENGTH,
+    CHUNK_LINE_BYTES,
+    KNOWN_METHODS,
+    VERSIONS,
+    MalformedError,
+    check_head,
+    plain_start_line,
+)
 
 HEAD_END: Final = b"\r\n\r\n"
-VERSIONS: Final = ("HTTP/1.0", "HTTP/1.1")
-CHUNK_LINE_BYTES: Final = 18
-"""Longest size line of a chunk: sixteen digits and CR LF. Extensions are not taken: nobody sends them but attackers."""
 
 _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?= )")
 _LONG_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)([0-9]{19,})(?=[ \t]*\r\n)", re.IGNORECASE)
@@ -30,10 +35,11 @@ class WireHeaders:
         fields: dict[str, list[str]] = {}
         for name, value in pairs:
             key = name.decode("latin-1").lower()
+            text = value.rstrip(b" \t").decode("latin-1")  # the parser leaves what is behind a value in it
             if key in fields:
-                fields[key].append(value.decode("latin-1"))
+                fields[key].append(text)
             else:
-                fields[key] = [value.decode("latin-1")]
+                fields[key] = [text]
         self._fields = fields
 
     def get(self, name: str, default: str | None = None) -> str | None:
@@ -113,13 +119,12 @@ def parse_head(head: bytes, target_bytes: int) -> WireHead:
         return parse_head(shorter, target_bytes)
     headers = WireHeaders(parts.pairs)
     version = f"HTTP/{parser.get_http_version()}"
-    if version not in VERSIONS:
-        raise MalformedError("request", "is not valid HTTP")
     start_line = RequestStartLine(method, parts.url.decode("latin-1"), version)
+    if not head.startswith(f"{method} {start_line.path} {version}\r\n".encode("latin-1")):
+        raise MalformedError("request", "is not valid HTTP")  # the parser lets more than one blank pass
     check_head(head, start_line, headers, target_bytes)
-    if method not in KNOWN_METHODS:
-        start_line = start_line._replace(method=OTHER_METHOD)
-    return WireHead(start_line, headers, keeps_alive=_keeps_alive(version, headers.get("connection") or ""))
+    keeps_alive = _keeps_alive(version, headers.get("connection") or "")
+    return WireHead(plain_start_line(start_line), headers, keeps_alive=keeps_alive)
 
 
 def _parse(text: bytes) -> tuple[httptools.HttpRequestParser, _Parts]:
@@ -154,10 +159,8 @@ def _explain(head: bytes, target_bytes: int) -> None:
 
 def _keeps_alive(version: str, connection: str) -> bool:
     """Tell whether the connection is to stay open after the answer (RFC 9112, section 9.3)."""
-    words = connection.lower()
-    if version == "HTTP/1.0":
-        return "keep-alive" in words
-    return "close" not in words
+    options = {option.strip(" \t") for option in connection.lower().split(",")} if connection else ()
+    return "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
 
 
 class LengthBody:

@@ -17,6 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 from zlib import crc32
 
 from edge.spool.errors import SpoolFormatError
@@ -56,9 +57,8 @@ _NAME = re.compile(r"seg-(\d{20})\.log")
 _TEMPORARY_NAME = re.compile(r"seg-[0-9a-f]{16}\.tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame as it was stored: events that came together."""
+class Frame(NamedTuple):
+    """One frame as it was stored: events that came together. A named tuple, for every reader makes one of each."""
 
     kind: int
     seq: int

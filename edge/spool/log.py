@@ -6,9 +6,11 @@ import asyncio
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,7 +23,7 @@ from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
 from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
-from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, decide
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, Waiter, decide
 from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.release import Releaser
@@ -39,6 +41,8 @@ STALL_LOOKS = 20
 """How many times within the limit waiters are looked for that have waited too long: one in twenty is what they wait
 longer than it at most."""
 LOOK_SECS = 1.0
+GATHER_SECS = 0.002
+"""How long frames are gathered for one commit while every turn of the loop brings more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,16 @@ class LogStats:
     appended_events: int
     late_events: int
     """Events that were stored after their waiter had been told that the outcome is unknown."""
+
+
+def _resolve(future: asyncio.Future[int], seq: int, error: SpoolError | None) -> None:
+    """Hand a frame's outcome to the coroutine that waits for it, if one still does."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(seq)
+    else:
+        future.set_exception(error)
 
 
 class Log:
@@ -104,6 +118,7 @@ class Log:
         self._watchdog: asyncio.TimerHandle | None = None
         self._exited: asyncio.Event | None = None
         self._is_closed = False
+        self._gather_until = 0.0
         self.recovery = recovery
         """What opening found and did."""
 
@@ -215,12 +230,37 @@ class Log:
         if kind not in KINDS:
             raise ValueError(f"{kind} is no kind of frame")
         future: asyncio.Future[int] = self._loop.create_future()
-        entry = Entry(payload, n_events, kind, future, decided)
-        self._queue.put(entry)
+        entry = self._put(Entry(payload, n_events, kind, partial(_resolve, future), decided))
         if self._is_memory:
-            future.set_result(entry.seq)
-            decide([entry], is_stored=True)
+            entry.answer(None)
         return future
+
+    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+        """Queue a frame of events as `append` does; instead of a future, `waiter` is called on the loop, once.
+
+        Never before this returns.
+        """
+        if self._loop is None:
+            raise SpoolClosedError("the log was not started")
+        entry = self._put(Entry(payload, n_events, EVENTS, waiter))
+        if self._is_memory:
+            self._loop.call_soon(entry.answer, None)
+
+    def _flush(self, n_before: int) -> None:
+        """Let the writer have what was put, unless this turn of the loop has brought more and the time is not up."""
+        n_gathered = self._queue.n_gathered
+        if n_gathered > n_before and self._loop is not None and time.monotonic() < self._gather_until:
+            self._loop.call_soon(self._flush, n_gathered)
+        else:
+            self._queue.flush()
+
+    def _put(self, entry: Entry) -> Entry:
+        if self._queue.put(entry) and self._loop is not None:
+            self._gather_until = time.monotonic() + GATHER_SECS
+            self._loop.call_soon(self._flush, 0)
+        if self._is_memory:
+            decide([entry], is_stored=True)
+        return entry
 
     @property
     def durable_seq(self) -> int:

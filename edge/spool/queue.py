@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -12,38 +11,53 @@ from edge.spool.format import EVENTS, FRAME_HEADER_BYTES
 
 QUEUE_BYTES = 32 * 1024 * 1024
 
+Waiter = Callable[[int, SpoolError | None], None]
+"""Told on the loop, once, what became of a frame: the number of its first event, and why it is not stored or None.
+
+A plain call, since a future costs the loop another turn and several microseconds for every frame.
+"""
+
 
 class Entry:
     """One frame on its way to the disk."""
 
-    __slots__ = ("decided", "future", "kind", "n_events", "payload", "queued_at", "seq", "size", "told")
+    __slots__ = ("decided", "kind", "n_events", "payload", "queued_at", "seq", "size", "told", "waiter")
 
     def __init__(
         self,
         payload: bytes,
         n_events: int,
         kind: int,
-        future: asyncio.Future[int],
+        waiter: Waiter,
         decided: Callable[[bool], None] | None = None,
     ) -> None:
         self.payload = payload
         self.n_events = n_events
         self.kind = kind
-        self.future = future
+        self.waiter: Waiter | None = waiter
+        """Who has not been told yet."""
         self.decided = decided
         """Called on the loop once it is certain whether the frame is part of the log, whatever the waiter was told."""
-        self.queued_at = time.monotonic()
+        self.queued_at = 0.0
         self.size = FRAME_HEADER_BYTES + len(payload)
         self.seq = -1
         """Number of its first event, once the writer has given it one."""
         self.told = False
         """The waiter has been told that the outcome is unknown."""
 
+    def answer(self, error: SpoolError | None) -> None:
+        """Tell the waiter, unless it has been told; called on the loop."""
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None:
+            waiter(self.seq, error)
+
 
 class AppendQueue:
     """Entries that wait and entries that are being written, together at most `limit_bytes`.
 
-    `put` and `expire` belong to the event loop, `take`, `settle` and `refuse` to the writer thread.
+    `put`, `flush` and `expire` belong to the event loop, `take`, `settle` and `refuse` to the writer thread. What is
+    put becomes visible to the writer with `flush`: a writer woken by the first of many frames would commit it alone,
+    and a commit costs what dozens of frames do.
     """
 
     def __init__(self, limit_bytes: int = QUEUE_BYTES) -> None:
@@ -52,6 +66,9 @@ class AppendQueue:
         self._wake = threading.Condition(self._lock)
         self._idle = False
         self._woken = False
+        self._gathered: list[Entry] = []
+        """Put and not flushed yet; the loop's own."""
+        self._gathered_bytes = 0
         self._waiting: list[Entry] = []
         self._taken: list[Entry] = []
         self._progress_at = 0.0
@@ -65,25 +82,43 @@ class AppendQueue:
         """Give entries their numbers when they are put, not when they are written (durability `memory`)."""
         self._next_seq = seq
 
-    def put(self, entry: Entry) -> None:
-        """Queue an entry, or raise the reason why not at once."""
-        size = entry.size
+    def put(self, entry: Entry) -> bool:
+        """Queue an entry, or raise the reason why not at once. True: it is the first, and `flush` has to follow."""
+        held = self._bytes + self._gathered_bytes
+        n_bytes = held + entry.size
+        if self._closed:
+            raise SpoolClosedError("the log is closed")
+        refusal = self._refusal
+        if refusal is not None and n_bytes > self._room:
+            raise refusal[0](refusal[1])
+        if n_bytes > self._limit_bytes and held:
+            raise SpoolBackpressureError("too much waits to be written")
+        self._gathered_bytes += entry.size
+        self._gathered.append(entry)
+        if self._next_seq is not None:
+            entry.seq = self._next_seq
+            self._next_seq += entry.n_events
+        return len(self._gathered) == 1
+
+    @property
+    def n_gathered(self) -> int:
+        """Entries that were put and not flushed."""
+        return len(self._gathered)
+
+    def flush(self) -> None:
+        """Let the writer have what was put."""
+        if not self._gathered:
+            return
+        now = time.monotonic()
+        for entry in self._gathered:
+            entry.queued_at = now
         with self._lock:
-            if self._closed:
-                raise SpoolClosedError("the log is closed")
-            if self._refusal is not None and self._bytes + size > self._room:
-                error, message = self._refusal
-                raise error(message)
-            if self._bytes + size > self._limit_bytes and self._bytes:
-                raise SpoolBackpressureError("too much waits to be written")
-            self._bytes += size
-            self._waiting.append(entry)
-            if self._next_seq is not None:
-                entry.seq = self._next_seq
-                self._next_seq += entry.n_events
+            self._waiting += self._gathered
+            self._bytes += self._gathered_bytes
             if self._idle:
                 self._idle = False
                 self._wake.notify()
+        self._gathered, self._gathered_bytes = [], 0
 
     def take(self, timeout_secs: float | None) -> list[Entry]:
         """Wait for entries and take all of them; empty after the time-out, a `wake` or the close."""
@@ -146,9 +181,9 @@ class AppendQueue:
             withdrawn, self._waiting = self._waiting[:count], self._waiting[count:]
             self._bytes -= sum(entry.size for entry in withdrawn)
         for entry in unknown:
-            fail(entry, SpoolUnknownError("the disk does not answer; the events may be stored"))
+            entry.answer(SpoolUnknownError("the disk does not answer; the events may be stored"))
         for entry in withdrawn:
-            fail(entry, SpoolBackpressureError("the disk does not answer; the events were not stored"))
+            entry.answer(SpoolBackpressureError("the disk does not answer; the events were not stored"))
         decide(withdrawn, is_stored=False)
 
     def stalled_secs(self) -> float:
@@ -165,7 +200,8 @@ class AppendQueue:
             self._wake.notify()
 
     def close(self) -> None:
-        """Take no more entries; those that wait are still written."""
+        """Take no more entries; those that wait are still written. Called on the loop."""
+        self.flush()
         with self._lock:
             self._closed = True
             self._wake.notify()
@@ -188,9 +224,3 @@ def decide(entries: list[Entry], *, is_stored: bool) -> None:
         if entry.decided is not None:
             decided, entry.decided = entry.decided, None
             decided(is_stored)
-
-
-def fail(entry: Entry, error: SpoolError) -> None:
-    """Give a waiter its error unless it has an answer or has gone; called on the loop."""
-    if not entry.future.done():
-        entry.future.set_exception(error)

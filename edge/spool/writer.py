@@ -16,7 +16,7 @@ from edge.spool.errors import SpoolError, SpoolFailedError, SpoolFullError, Spoo
 from edge.spool.files import Buffer
 from edge.spool.format import frame_header
 from edge.spool.observer import LogObserver
-from edge.spool.queue import AppendQueue, Entry, decide, events_in, fail
+from edge.spool.queue import AppendQueue, Entry, decide, events_in
 from edge.spool.segment import SegmentIndex
 
 logger = structlog.get_logger(__name__)
@@ -164,11 +164,13 @@ class Writer:
         return buffers, seq
 
     def _committed(self, group: list[Entry], durable_seq: int) -> None:
-        """Resolve the futures of a commit; called on the loop."""
-        for entry in group:
-            if not entry.future.done():
-                entry.future.set_result(entry.seq)
+        """Tell all who wait for a commit; called on the loop."""
         decide(group, is_stored=True)
+        for entry in group:
+            try:
+                entry.answer(None)
+            except Exception as error:
+                logger.error("who waited for a commit failed on the word of it", exc_info=error)
         self._on_commit(durable_seq)
 
     def _fail(self, group: list[Entry], error: SpoolError, rest: list[Entry]) -> None:
@@ -178,7 +180,7 @@ class Writer:
     def _failed(self, group: list[Entry], error: SpoolError) -> None:
         """Give each waiter of a failed commit an exception of its own; called on the loop."""
         for entry in group:
-            fail(entry, type(error)(str(error)))
+            entry.answer(type(error)(str(error)))
         decide(group, is_stored=False)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:

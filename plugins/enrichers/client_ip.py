@@ -13,6 +13,8 @@ from edge.api import REMOVE, ComponentRegistry, Context, Enricher, Event, hookim
 
 from ..support.checks import field_name
 
+ADDRESSES = 4096
+"""So many senders' addresses are remembered."""
 IPV4_KEPT = 0xFFFF_FF00
 """Anonymized: the last 8 bits are zero."""
 IPV6_KEPT = ((1 << 48) - 1) << 80
@@ -44,13 +46,20 @@ class ClientIp(Enricher):
         Optional("anonymize", default=False, description="Zero the part of the address that names one machine."): bool,
     }
 
+    def __init__(self, id: str, options: Mapping[str, Any]) -> None:
+        super().__init__(id, options)
+        # The same senders come again and again; reading an address takes longer than all the rest.
+        self._changes_for = lru_cache(maxsize=ADDRESSES)(self._changes)
+
     @hookimpl
     def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
-        address = client_address(context.remote_ip, anonymize=self.options["anonymize"])
+        return self._changes_for(context.remote_ip)
+
+    def _changes(self, remote_ip: str) -> Mapping[str, Any]:
+        address = client_address(remote_ip, anonymize=self.options["anonymize"])
         return {self.options["field"]: REMOVE if address is None else address}
 
 
-@lru_cache(maxsize=4096)
 def client_address(text: str, *, anonymize: bool) -> str | None:
     """Return an address in its shortest form, or None for what is no address. A zone (``%eth0``) is left out."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from voluptuous import Optional
@@ -34,10 +34,19 @@ class ReceivedAt(Enricher):
         Optional("field", default="received_at", description="The top-level field that is set."): field_name,
     }
 
+    def __init__(self, id: str, options: Mapping[str, Any]) -> None:
+        super().__init__(id, options)
+        self._received_at: datetime | None = None
+        self._changes: Mapping[str, Any] = {}
+
     @hookimpl
     def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
-        stamp = context.received_at.astimezone(UTC).replace(tzinfo=None)
-        return {self.options["field"]: stamp.isoformat(timespec="milliseconds") + "Z"}
+        # The events of one request come one after the other: writing their time once is a tenth of the work.
+        if context.received_at is not self._received_at:
+            self._received_at = context.received_at
+            stamp = context.received_at.astimezone(UTC).isoformat(timespec="milliseconds")
+            self._changes = {self.options["field"]: stamp.removesuffix("+00:00") + "Z"}
+        return self._changes
 
 
 @hookimpl

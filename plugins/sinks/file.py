@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from voluptuous import All, In, Invalid, Length, Optional, Required
 
-from edge.api import Batch, ComponentRegistry, RetryableError, Sink, hookimpl
+from edge.api import Batch, ComponentRegistry, EventMetadata, RetryableError, Sink, hookimpl
 
 from ..support.checks import takes
 from ..support.codecs import CODECS
@@ -164,18 +164,19 @@ def partitioned(batch: Batch, by: str) -> dict[Parts, list[bytes]]:
     """Return the lines of a batch by the partition they belong to (`by`: hour, day or none), in the order they have."""
     if by == "none":
         return {(): list(batch.lines)} if batch.lines else {}
-    parts_of: dict[int, Parts] = {}
     groups: dict[Parts, list[bytes]] = {}
+    last: EventMetadata | None = None
+    begin, end = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+    lines: list[bytes] = []
     for line, metadata in zip(batch.lines, batch.metadata, strict=True):
-        hour = int(metadata.received_at.timestamp() // 3600)
-        parts = parts_of.get(hour)
-        if parts is None:
-            received_at = metadata.received_at.astimezone(UTC)
-            parts = (f"dt={received_at:%Y-%m-%d}",)
-            if by == "hour":
-                parts = (*parts, f"hour={received_at:%H}")
-            parts_of[hour] = parts
-        groups.setdefault(parts, []).append(line)
+        # Events that came together share their metadata, and nearly all of a batch came in the same hour.
+        if metadata is not last and not begin <= metadata.received_at <= end:
+            begin = metadata.received_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+            end = begin.replace(minute=59, second=59, microsecond=999_999)
+            parts: Parts = (f"dt={begin:%Y-%m-%d}", f"hour={begin:%H}") if by == "hour" else (f"dt={begin:%Y-%m-%d}",)
+            lines = groups.setdefault(parts, [])
+        last = metadata
+        lines.append(line)
     return groups
 
 

@@ -16,9 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from edge.api import Context
 from edge.dedup import WHOLE_BYTES, Dedup, Window
-from edge.door import Candidate, Door, Plan, Result
+from edge.door import Door
 from edge.event import frame_meta, pack, sent_ids, unpack
 from edge.example import EXAMPLE_EVENT
+from edge.judging import Candidate, Plan, Result
 from edge.outcomes import Outcome
 from edge.pipeline import Verdict
 from edge.spool.errors import (

@@ -215,7 +215,7 @@ def test_structures_judges_each_event_of_a_batch_for_itself() -> None:
 
 def test_structures_finds_nothing_in_a_plain_batch() -> None:
     raw = orjson.dumps([{"a": index, "b": {"c": [1]}} for index in range(1000)])
-    assert check_structures(raw, orjson.loads(raw), 3) == [None] * 1000
+    assert check_structures(raw, orjson.loads(raw), 3) is None
 
 
 HOSTILE = {

@@ -15,7 +15,7 @@ def metrics(n_events: int, reloaded_at: float, used_at: float) -> Metrics:
     made.events_received.labels("web").inc(n_events)
     made.spool_commit_events.observe(n_events)
     made.config_last_reload_success_timestamp_seconds.set(reloaded_at)
-    made.key_last_used_timestamp_seconds.labels("web").set(used_at)
+    made.sources["edge_key_last_used_timestamp_seconds"] = lambda: [(("web",), used_at)]
     made.sources["edge_spool_bytes"] = lambda: [((), 10.0)]
     made.sources["edge_sink_circuit_state"] = lambda: [(("crm",), float(n_events == 3))]
     return made

@@ -192,7 +192,8 @@ async def test_missing_and_wrong_keys_are_refused(launch: Any, example_event: An
     assert b"wrong" not in response.body
 
 
-async def test_key_is_checked_before_the_body_is_read(launch: Any, raw: Any) -> None:
+@pytest.mark.both_servers
+async def test_key_is_checked_before_the_body_is_read(launch: Any, raw: Any, short_linger: None) -> None:
     gateway = await launch()
     answer = await raw(
         gateway.port,
@@ -204,6 +205,7 @@ async def test_key_is_checked_before_the_body_is_read(launch: Any, raw: Any) -> 
     assert b"Connection: close" in answer
 
 
+@pytest.mark.both_servers
 async def test_refusal_comes_instead_of_100_continue(launch: Any, raw: Any) -> None:
     gateway = await launch()
     head = b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n"
@@ -212,6 +214,7 @@ async def test_refusal_comes_instead_of_100_continue(launch: Any, raw: Any) -> N
         assert answer.startswith(b"HTTP/1.1 " + status)
 
 
+@pytest.mark.both_servers
 async def test_sender_that_already_sends_sees_the_refusal(launch: Any, raw: Any) -> None:
     gateway = await launch()
     head = b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n"
@@ -251,6 +254,7 @@ async def test_preflight_is_answered_for_configured_origins(launch: Any) -> None
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
+@pytest.mark.both_servers
 async def test_text_plain_and_no_type_are_parsed_as_json(launch: Any, example_event: Any, raw: Any) -> None:
     gateway = await launch()
     body = json.dumps(example_event).encode()
@@ -312,7 +316,8 @@ async def test_compressed_bomb_is_refused(launch: Any, coding: str, compress: An
     assert_books_balance(await gateway.metrics())
 
 
-async def test_body_over_the_limit_is_refused(launch: Any, raw: Any, example_event: Any) -> None:
+@pytest.mark.both_servers
+async def test_body_over_the_limit_is_refused(launch: Any, raw: Any, example_event: Any, short_linger: None) -> None:
     gateway = await launch(server={"limits": {"body_bytes": 10_000}})
     response = await gateway.post("/ingest", b" " * 10_001)
     assert (response.code, codes(response)) == (413, ["limit.body"])
@@ -322,6 +327,7 @@ async def test_body_over_the_limit_is_refused(launch: Any, raw: Any, example_eve
     assert (await gateway.post("/ingest", example_event)).code == 200
 
 
+@pytest.mark.both_servers
 async def test_chunked_body_is_taken(launch: Any, raw: Any, example_event: Any) -> None:
     gateway = await launch()
     body = json.dumps(example_event).encode()
@@ -369,6 +375,7 @@ async def test_unknown_route_and_method_get_their_answers(launch: Any) -> None:
             assert body_of(response)["error"] == "Method not allowed"
 
 
+@pytest.mark.both_servers
 async def test_method_nobody_knows_is_405(launch: Any, raw: Any) -> None:
     gateway = await launch()
     answer = await raw(gateway.port, b"BREW /ingest HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", timeout_secs=5)
@@ -560,6 +567,7 @@ async def test_no_client_value_becomes_a_metric_label(launch: Any, example_event
     assert set(await gateway.metrics()) == before
 
 
+@pytest.mark.both_servers
 async def test_pipelined_requests_are_answered_in_order(launch: Any, raw: Any, example_event: Any) -> None:
     gateway = await launch()
     requests = []
@@ -573,6 +581,7 @@ async def test_pipelined_requests_are_answered_in_order(launch: Any, raw: Any, e
     assert positions == sorted(positions)
 
 
+@pytest.mark.both_servers
 async def test_sender_that_goes_away_leaves_nothing_behind(launch: Any, eventually: Any) -> None:
     gateway = await launch()
     for _ in range(20):
@@ -589,7 +598,10 @@ async def test_sender_that_goes_away_leaves_nothing_behind(launch: Any, eventual
     )
 
 
-async def test_bodies_of_all_requests_together_are_bounded(launch: Any, raw: Any, eventually: Any) -> None:
+@pytest.mark.both_servers
+async def test_bodies_of_all_requests_together_are_bounded(
+    launch: Any, raw: Any, eventually: Any, short_linger: None
+) -> None:
     limits = {"inflight_bytes": 100_000, "body_bytes": 95_000, "decompressed_bytes": 95_000}
     gateway = await launch(server={"limits": limits})
     head = f"POST /ingest HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 90000\r\n\r\n".encode()

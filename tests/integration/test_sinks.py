@@ -321,14 +321,15 @@ async def test_event_that_a_component_made_unstorable_is_rejected_by_itself(
     expect_log.append("cannot be stored")
     gateway = await launch(sinks={"nowhere": {"type": "blackhole"}})
     plan = gateway.gateway.door.plan
-    run = plan.pipeline.run
+    run_all = plan.pipeline.run_all
 
-    def poison(event: Any, context: Any) -> Any:
-        if event["event_id"] == "evt_1":
-            event["extras"]["when"] = {1, 2}
-        return run(event, context)
+    def poison(events: list[Any], context: Any) -> Any:
+        for event in events:
+            if event["event_id"] == "evt_1":
+                event["extras"]["when"] = {1, 2}
+        return run_all(events, context)
 
-    plan.pipeline.run = poison
+    plan.pipeline.run_all = poison  # one event alone goes through it as well
     events = [{**event, "extras": {}} for event in numbered(example_event, 3)]
     response = await gateway.post("/ingest/batch", events)
     assert response.code == 200

@@ -25,7 +25,7 @@ BASE = "auth: {mode: none}\nsinks:\n  pot: {type: teapot, spout: x}\n"
 def test_defaults_are_those_of_the_design(load_text: Callable[..., GatewayConfig]) -> None:
     config = load_text(BASE)
     assert config.server.listen == ("127.0.0.1:4000",)
-    assert config.server.http == "tornado"
+    assert config.server.http == "fast"
     assert config.server.limits == Limits(
         body_bytes=1048576,
         decompressed_bytes=4194304,
@@ -170,7 +170,7 @@ def test_shipped_configuration_loads_without_environment(path: Path, registry: R
     assert config.sinks
     for address in (*config.server.listen, *config.admin.listen):
         assert parse_address(address).is_local
-    assert effective(path, registry, {})["server"]["http"] == "tornado"
+    assert effective(path, registry, {})["server"]["http"] == "fast"
 
 
 def test_shipped_configurations_are_the_promised_ones() -> None:

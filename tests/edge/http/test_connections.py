@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,9 +19,12 @@ from typing import Any
 import pytest
 import tornado
 
-from edge.http import connections
+from edge import runtime
+from edge.http import connections, fast
 from edge.http.connections import Acceptor, connection_bound
 from edge.http.server import listen
+
+pytestmark = pytest.mark.both_servers
 
 KEY = "test-key-0123456789"
 TLS_FILES = Path(tornado.__file__).parent / "test"
@@ -144,6 +148,7 @@ async def test_peer_that_does_not_take_its_answers_is_cut_off(
     launch: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any, example_event: Any
 ) -> None:
     monkeypatch.setattr(connections, "WRITE_SECS", 0.2)
+    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
     gateway = await launch()
     server = gateway.process._ingest
     reader = socket.socket()
@@ -193,3 +198,34 @@ async def test_connections_before_their_tls_handshake_are_bounded_and_closed(
     assert b"Strict-Transport-Security: " in head
     for _, other in [*silent, (reader, writer)]:
         other.close()
+
+
+async def test_connections_that_are_reset_before_they_are_accepted_are_no_news(
+    launch: Any, eventually: Any, example_event: Any
+) -> None:
+    gateway = await launch()
+    for number in range(200):  # nothing here lets the loop run
+        sender = socket.create_connection(("127.0.0.1", gateway.port))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sender.send(request_for(example_event)[: number if number % 2 else None])
+        sender.close()
+    await eventually(lambda: not gateway.process._ingest.open_connections)
+    assert not gateway.process._site.in_flight
+    assert (await gateway.post("/ingest", example_event)).code == 200
+
+
+async def test_peer_that_does_not_take_the_last_answers_is_cut_off(
+    launch: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setattr(fast, "WRITE_BUFFER_BYTES", 1 << 30)  # less than that is left when the connection ends
+    monkeypatch.setattr(connections, "WRITE_SECS", 0.3)
+    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
+    gateway = await launch()
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    reader.connect(("127.0.0.1", gateway.port))
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    reader.sendall(request * 600 + b"nonsense\r\n\r\n")
+    await eventually(lambda: gateway.process._ingest.open_connections == 1)
+    await eventually(lambda: not gateway.process._ingest.open_connections, 20)
+    reader.close()

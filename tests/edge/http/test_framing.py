@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.both_servers
+
 KEY = "test-key-0123456789"
 HEAD = f"POST /ingest HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n".encode()
 HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -87,7 +89,7 @@ async def test_request_in_doubt_gets_one_400_and_nothing_after_it_is_read(
 
 
 @pytest.mark.parametrize("digits", ["4611686018427387905", "1" + "0" * 30, "9" * 5000])
-async def test_absurd_length_gets_one_413(launch: Any, raw: Any, digits: str) -> None:
+async def test_absurd_length_gets_one_413(launch: Any, raw: Any, short_linger: None, digits: str) -> None:
     gateway = await launch()
     answer = await raw(gateway.port, HEAD + f"Content-Length: {digits}\r\n\r\n".encode() + b"{}", timeout_secs=5)
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -138,3 +140,93 @@ async def test_answer_to_what_is_no_http_is_in_the_contract(launch: Any) -> None
     answer = document["paths"]["/ingest"]["post"]["responses"]["400"]
     assert "http.malformed" in answer["description"]
     assert "Bad request" in document["components"]["schemas"]["Refusal"]["properties"]["error"]["enum"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"http://x/ingest", b"HTTPS://other:8443/ingest?verbose=1", b"http://[::1]:4000/ingest", b"http:///ingest"],
+)
+async def test_target_in_absolute_form_is_the_path_in_it(
+    launch: Any, raw: Any, example_event: Any, target: bytes
+) -> None:
+    gateway = await launch()
+    body = json.dumps(example_event).encode()
+    head = HEAD.replace(b"/ingest", target) + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = await raw(gateway.port, head + body, timeout_secs=5)
+    if target == b"http:///ingest":
+        assert_one_malformed(answer, "path")
+    else:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert gateway.gateway.spool.durable_seq == (0 if target == b"http:///ingest" else 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET http://x?q", 404),
+        (b"OPTIONS *", 404),
+        (b"GET healthz", 400),
+        (b"CONNECT x:80", 400),
+        (b"GET ftp://x/", 400),
+    ],
+)
+async def test_target_of_another_form_gets_one_answer(launch: Any, raw: Any, line: bytes, status: int) -> None:
+    gateway = await launch()
+    answer = await raw(gateway.port, line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", timeout_secs=5)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("host", [b"", b"x", b"x:", b"x.y:80", b"127.0.0.1:4000", b"[::1]", b"[::1]:80", b"a_b"])
+async def test_host_of_any_form_is_taken(launch: Any, raw: Any, host: bytes) -> None:
+    gateway = await launch()
+    head = b"GET /healthz HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
+    assert (await raw(gateway.port, head, timeout_secs=5)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("host", [b"x y", b"x, y", b"http://x", b"x/y", b"u@x", b"x:y", b"[x", b"\xe4"])
+@pytest.mark.parametrize("line", [b"GET /healthz", b"POST /ingest"])
+async def test_host_that_is_none_is_refused(launch: Any, raw: Any, line: bytes, host: bytes) -> None:
+    gateway = await launch()
+    head = line + b" HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\n\r\n"
+    answer = await raw(gateway.port, head + HIDDEN, timeout_secs=5)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t "])
+async def test_blanks_around_values_mean_nothing(launch: Any, raw: Any, example_event: Any, blank: bytes) -> None:
+    gateway = await launch()
+    body = json.dumps(example_event).encode()
+    lines = (b"Host:x", b"X-API-Key:" + blank + KEY.encode(), b"Content-Type: application/json", b"Connection: close")
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    framings = [(b"Content-Length: %d" % len(body) + blank, body), (b"Transfer-Encoding: chunked ", chunks)]
+    for framing, sent in framings:
+        head = b"POST /ingest HTTP/1.1\r\n" + b"".join(line + blank + b"\r\n" for line in lines) + framing + b"\r\n"
+        assert (await raw(gateway.port, head + b"\r\n" + sent, timeout_secs=5)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("version", "value", "stays"),
+    [
+        (b"1.1", b"close", False), (b"1.1", b"Close", False), (b"1.1", b"closed", True), (b"1.1", b"keep-alive", True),
+        (b"1.0", b"keep-alive", True), (b"1.0", b"close", False), (b"1.0", b"x", False),
+    ],
+)  # fmt: skip
+async def test_connection_stays_open_when_it_is_asked_to(
+    launch: Any, raw: Any, version: bytes, value: bytes, stays: bool
+) -> None:
+    gateway = await launch()
+    head = b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: " + value + b"\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await raw(gateway.port, head + last, timeout_secs=5)
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 1 + stays
+
+
+async def test_empty_line_before_a_request_is_skipped_and_a_second_one_is_not(launch: Any, raw: Any) -> None:
+    gateway = await launch()
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = last.replace(b"Connection: close\r\n", b"")
+    answer = await raw(gateway.port, b"\r\n" + request + b"\r\n" + last, timeout_secs=5)
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert_one_malformed(await raw(gateway.port, b"\r\n\r\n" + last, timeout_secs=5), "request")

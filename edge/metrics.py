@@ -171,8 +171,7 @@ TABLE = (
     Row(
         "edge_process_up",
         "scraped",
-        "1 when a process of the gateway answers, with server.workers above 1; of one that does not, only what it"
-        " had counted is in this scrape.",
+        "1 when a process of the gateway answers; of one that does not, only what it had counted is in this scrape.",
         ("process",),
         across="max",
     ),

@@ -167,6 +167,9 @@ class Process:
             self._admin.add_sockets(admin_sockets)
         self._spawn(self._sweep_loop())
         if self._place is None:
+            # What a gateway of several processes has too, so that one dashboard and one alert do for both.
+            self.gateway.metrics.sources["edge_process_up"] = lambda: [((role.name,), 1.0)]
+            self.gateway.metrics.sources["edge_process_restarts_total"] = lambda: [((role.name,), 0.0)]
             said = {"ingest": started.ingest, "admin": started.admin, "sinks": len(self.config.sinks)}
             log.info("the gateway is listening", **said)
         return started

@@ -79,6 +79,12 @@ AXES: Final = (
         "workers",
         ((count, Point(batch_events=size, connections=64, workers=count)) for size in ONE_AND_MANY for count in (1, 2)),
     ),
+    _axis(
+        "heads",
+        "Heads of requests: repeated byte for byte on a connection, or new each time",
+        "head",
+        ((head, Point(kind, head=head)) for head in ("repeated", "new") for kind in VERSUS[:2]),
+    ),
     # Every path of the code that measures, in two starts of our own server: what the tests run.
     _axis(
         "smoke",

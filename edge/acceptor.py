@@ -160,6 +160,19 @@ class Source:
         raise UnknownPartError
 
 
+def flat_event(value: object) -> bool:
+    """Say whether an event holds nothing but plain values, and objects and arrays of them."""
+    if type(value) is not dict:
+        return False
+    for element in value.values():
+        kind = type(element)
+        if kind is str or kind in _PLAIN or (kind is float and -_WIDE < element < _WIDE):
+            continue
+        if not (kind is dict and flat_object(element)) and not (kind is list and flat_array(element)):
+            return False
+    return True
+
+
 def flat_object(value: dict[str, Any]) -> bool:
     """Say whether an object holds plain values only: no other object or array, no float beyond 64 bits."""
     for element in value.values():

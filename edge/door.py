@@ -28,9 +28,12 @@ from edge.judging import (
     Plan,
     Result,
     encode,
+    joined,
     judge,
     judge_at_once,
+    judge_plainly,
     refuse_all,
+    written,
 )
 from edge.outcomes import Outcome
 from edge.spool.errors import (
@@ -44,6 +47,8 @@ from edge.spool.queue import Waiter
 
 log = structlog.get_logger(__name__)
 
+SLICE_EVENTS = 100
+"""So many events of a large batch are judged together, with less than half a millisecond of work."""
 SLICE_SECS = 0.005
 """A large batch gives the event loop back after so long: other senders wait a few milliseconds, not hundreds."""
 
@@ -157,9 +162,7 @@ class Door:
         if error is None:
             self.stored += result.n_accepted
         else:
-            result.busy = _busy_code(error)
-            for item in result.accepted:
-                item.outcome, item.reason = Outcome.REJECTED, result.busy
+            result.refuse_accepted(_busy_code(error))
         self._end_now(result, done)
 
     def _end_now(self, result: Result, done: Callable[[Result], None]) -> None:
@@ -186,32 +189,27 @@ class Door:
     ) -> Result:
         if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
             return refuse_all(candidates, "busy.backpressure")
-        plan = self.plan
-        claim = None if self._dedup is None else self._dedup.claim(context.key_id)
-        judged: list[Judged] = []
-        room = REQUEST_DETAILS
-        slice_began = perf_counter()
-        for candidate in candidates:
-            if perf_counter() - slice_began > SLICE_SECS:
-                await asyncio.sleep(0)
-                slice_began = perf_counter()
-            item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
-            room -= len(item.details)
-            judged.append(item)
+        if self._dedup is not None:
+            return await self._store_what_is_new(self._dedup.claim(context.key_id), candidates, context, sent_at)
+        result = await _judge_in_slices(self.plan, candidates, context)
+        if result.text:
+            busy = await self._commit(pack(frame_meta(context, sent_at), (result.text,)), result.n_accepted)
+            result.refuse_accepted(busy)
+        return result
+
+    async def _store_what_is_new(
+        self, claim: Claim, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str
+    ) -> Result:
+        """Judge and store events whose ids may have come before."""
+        judged = await _judge_each(self.plan, candidates, context, claim)
         result = Result(judged)
-        if claim is not None and not claim.is_all_new():
+        if not claim.is_all_new():
             result.busy = await _drop_repeats(claim, judged)
-        accepted, lines = encode(judged)
-        if not accepted or result.busy:
-            pass
-        elif claim is None:
-            result.busy = await self._commit(pack(frame_meta(context, sent_at), lines), len(lines))
-        else:
-            result.busy = await self._commit_new(claim, accepted, lines, context, sent_at)
-        if result.busy:
-            for item in accepted:
-                item.outcome, item.reason = Outcome.REJECTED, result.busy
-        if claim is not None and claim.has_repeats:
+        result.accepted, lines = encode(judged)
+        if result.accepted:
+            busy = result.busy or await self._commit_new(claim, result.accepted, lines, context, sent_at)
+            result.refuse_accepted(busy)
+        if claim.has_repeats:
             _follow_firsts(claim, judged)
         return result
 
@@ -253,6 +251,43 @@ class Door:
             result.counts[outcome] = result.counts.get(outcome, 0) + n_events
             self._settled += n_events
             self._books.settled(outcome, reason, n_events)
+
+
+async def _judge_in_slices(plan: Plan, candidates: Candidates | Sequence[Candidate], context: Context) -> Result:
+    """Judge events, and let others have the event loop in between."""
+    if not isinstance(candidates, Candidates):
+        return written(await _judge_each(plan, candidates, context))
+    parts: list[Result] = []
+    room = REQUEST_DETAILS
+    for part in candidates.slices(SLICE_EVENTS):
+        if parts:
+            await asyncio.sleep(0)
+        result = judge_plainly(plan, part, context)
+        if result is None:
+            result = written(await _judge_each(plan, part, context, room=room))
+            room -= sum(len(item.details) for item in result.judged)
+        parts.append(result)
+    return joined(parts)
+
+
+async def _judge_each(
+    plan: Plan,
+    candidates: Candidates | Sequence[Candidate],
+    context: Context,
+    claim: Claim | None = None,
+    room: int = REQUEST_DETAILS,
+) -> list[Judged]:
+    """Judge events one by one; `room` is for how many details there is room in the answer."""
+    judged: list[Judged] = []
+    slice_began = perf_counter()
+    for candidate in candidates:
+        if perf_counter() - slice_began > SLICE_SECS:
+            await asyncio.sleep(0)
+            slice_began = perf_counter()
+        item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
+        room -= len(item.details)
+        judged.append(item)
+    return judged
 
 
 def _busy_code(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from edge.acceptor import flat_event
 from edge.validation import Detail
 
 
@@ -68,7 +69,11 @@ def check_structures(raw: bytes, values: Sequence[object], max_depth: int) -> li
     nul = NUL in raw
     if not (deep or wide or nul):
         return None
-    mistakes = [_structure_mistake(value, max_depth, wide=wide, nul=nul) for value in values]
+    may_be_flat = max_depth >= FLAT_DEPTH and not nul
+    mistakes = [
+        None if may_be_flat and flat_event(value) else _structure_mistake(value, max_depth, wide=wide, nul=nul)
+        for value in values
+    ]
     return mistakes if any(mistakes) else None
 
 
@@ -101,6 +106,8 @@ def _body(message: str, code: str) -> Detail:
     return Detail(field="body", message=message, code=code)
 
 
+FLAT_DEPTH: Final = 2
+"""Levels of a flat event: itself, and objects and arrays of plain values."""
 NUL: Final = rb"\u0000"
 """How JSON writes the character that no name of a field may have."""
 _DIGITS: Final = 19

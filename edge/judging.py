@@ -83,12 +83,29 @@ class Candidates:
             mistake = None if self._mistakes is None else self._mistakes[index]
             yield Candidate(value, mistake, self._whole_bytes if self._sizes is None else self._sizes[index])
 
+    def slices(self, n_events: int) -> Iterator[Candidates]:
+        """Yield the events so many at a time, with what is known of them."""
+        if len(self) <= n_events:
+            yield self
+            return
+        if self._look_deeper is not None:
+            self._mistakes, self._look_deeper = self._look_deeper(), None
+        for start in range(0, len(self), n_events):
+            part = slice(start, start + n_events)
+            mistakes = None if self._mistakes is None else self._mistakes[part]
+            sizes = None if self._sizes is None else self._sizes[part]
+            yield Candidates(self.values[part], 0, mistakes if mistakes and any(mistakes) else None, sizes)
+
     def are_plain(self, limit: int) -> bool:
         """Say whether the decoder has nothing against any of them, and none can be longer than `limit` bytes.
 
         Of events that are not flat it may not have looked at everything yet.
         """
-        return self._mistakes is None and 0 < self._whole_bytes <= limit
+        if self._mistakes is not None:
+            return False
+        if not self._whole_bytes and self._sizes is None:
+            self._whole_bytes = len(orjson.dumps(self.values))
+        return 0 < (self._whole_bytes or max(self._sizes or (0,))) <= limit
 
 
 @dataclass(slots=True)
@@ -130,6 +147,12 @@ class Result:
         """How many events there are."""
         return len(self.judged) or len(self.ids)
 
+    def refuse_accepted(self, busy: str) -> None:
+        """Note that what is to be stored was not, for this reason; nothing for none."""
+        self.busy = busy
+        for item in self.accepted if busy else ():
+            item.outcome, item.reason = Outcome.REJECTED, busy
+
     def spell_out(self) -> list[Judged]:
         """Return one `Judged` for each event, also where there was none."""
         if self.judged:
@@ -140,11 +163,16 @@ class Result:
 
 def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Result:
     """Judge the events of a small body; what is accepted is in `text`."""
+    result = judge_plainly(plan, candidates, context)
+    return result or written([judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates])
+
+
+def judge_plainly(plan: Plan, candidates: Candidates, context: Context) -> Result | None:
+    """Judge events that are surely valid, all of them together; None, and nothing done, when there is another one."""
     accepts = plan.validator.accepts_flat
     values = candidates.values
     if accepts is None or not candidates.are_plain(plan.event_bytes) or not all(map(accepts, values)):
-        judged = [judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates]
-        return _result(judged)
+        return None
     ids = [event["event_id"] for event in values]
     ended = plan.pipeline.run_all(values, context)
     if not ended:
@@ -158,10 +186,24 @@ def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Resul
         else Judged(Outcome.ACCEPTED, "", event, event_id[:ECHOED_CHARS])
         for index, (event, event_id) in enumerate(zip(values, ids, strict=True))
     ]
-    return _result(judged)
+    return written(judged)
 
 
-def _result(judged: list[Judged]) -> Result:
+def joined(parts: Sequence[Result]) -> Result:
+    """Return the result of a request whose events were judged in parts."""
+    if len(parts) == 1:
+        return parts[0]
+    text = b"\n".join(part.text for part in parts if part.text)
+    n_accepted = sum(part.n_accepted for part in parts)
+    if not any(part.judged for part in parts):
+        return Result([], [event_id for part in parts for event_id in part.ids], text=text, n_accepted=n_accepted)
+    judged = [item for part in parts for item in part.spell_out()]
+    accepted = [item for item in judged if item.outcome is Outcome.ACCEPTED]
+    return Result(judged, accepted=accepted, text=text, n_accepted=n_accepted)
+
+
+def written(judged: list[Judged]) -> Result:
+    """Return the result of events that were judged one by one."""
     accepted, lines = encode(judged)
     return Result(judged, accepted=accepted, text=b"\n".join(lines), n_accepted=len(lines))
 

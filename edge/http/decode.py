@@ -11,7 +11,7 @@ from functools import partial
 from edge.config.model import Limits
 from edge.http.bodies import BodyError, split_ndjson
 from edge.http.large import LARGE_BYTES
-from edge.json_body import NUL, check_structure, check_structures, parse_json
+from edge.json_body import FLAT_DEPTH, NUL, check_structure, check_structures, parse_json
 from edge.judging import Candidate, Candidates
 from edge.validation import Detail, echo_name, is_datetime
 
@@ -20,8 +20,6 @@ ENVELOPE_FIELDS = ("events", "sent_at")
 UNREAD_FACTOR = 4
 """A body of so many times `limits.event_bytes` is not even parsed as an event."""
 EVENT_VALUES = 50_000
-FLAT_DEPTH = 2
-"""Levels of a flat event: itself, and objects and arrays of plain values."""
 BATCH_VALUES = 200
 """The most values in one event, and in a batch for each event it may have."""
 

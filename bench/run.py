@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -67,6 +68,8 @@ def measure(point: Point, load: Generator, secs: float, folder: Path, peers_pyth
     request = folder / "request"
     request.write_bytes(request_for(point))
     server_core, load_core = cores()
+    if point.workers > 1:
+        server_core = os.sched_getaffinity(0)
     with start(point, folder, server_core, peers_python) as server, pinned(load_core), ExitStack() as held:
         rss_start = server.rss_bytes()
 

@@ -74,6 +74,12 @@ AXES: Final = (
         ),
     ),
     _axis(
+        "workers",
+        "Processes that take events: one has a core; two have both, one of which the load generator uses as well",
+        "workers",
+        ((count, Point(batch_events=size, connections=64, workers=count)) for size in ONE_AND_MANY for count in (1, 2)),
+    ),
+    _axis(
         "heads",
         "Heads of requests: repeated byte for byte on a connection, or new each time",
         "head",

@@ -43,6 +43,8 @@ class Point:
     components: int = 3
     sinks: int = 1
     durability: str = "disk"
+    workers: int = 1
+    """Ours: `server.workers`."""
     head: str = "repeated"
     """``repeated``: a kept connection sends the same head again; ``new``: one that the gateway has to read anew."""
 
@@ -156,6 +158,7 @@ def configuration(point: Point, port: int, admin_port: int) -> dict[str, Any]:
         "server": {
             "listen": f"127.0.0.1:{port}",
             "http": "fast",
+            "workers": point.workers,
             # As many as are held idle, for as long as they are measured.
             "limits": {"connections": 12_000, "idle_secs": 3600},
         },

@@ -14,7 +14,7 @@ from edge.api import EdgeError
 from edge.binding import Bound, Lifecycle, bind
 from edge.books import Books
 from edge.clock import Clock
-from edge.config.model import GatewayConfig, Spool
+from edge.config.model import GatewayConfig
 from edge.dedup import Dedup
 from edge.delivery.attempt import Caller
 from edge.delivery.circuit import CircuitState
@@ -25,17 +25,17 @@ from edge.metrics import Metrics, Samples
 from edge.outcomes import AttemptResult
 from edge.pipeline import Pipeline
 from edge.registry import Registry
-from edge.room import RoomMaker
-from edge.spool.capacity import default_capacity
-from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
+from edge.roles import SHARD, WHOLE, Role
+from edge.room import Holders, RoomMaker
+from edge.shards import RemoteSinks, Shards, begin_cursors, forget_everywhere, open_spool
+from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.log import Log
-from edge.spool.observer import LogObserver
 from edge.validation import EventValidator
-from edge.workers import Workers
 
 log = structlog.get_logger(__name__)
 
-SHARD = "shard-000"
+__all__ = ["SHARD", "Check", "ConfiguredSinkError", "Gateway", "ReloadError", "open_spool", "refuse_fixed"]
+
 RELEASE_EVERY_SECS = 1.0
 LAG_EVERY_SECS = 0.5
 OPEN_TIMEOUT_SECS = 10.0
@@ -77,16 +77,22 @@ class Check:
 
 
 class Gateway:
-    """One ingest and delivery process, from the door to the sinks. Owned by whoever runs the event loop."""
+    """What one process does between door and sinks: all of it, or the part of its role.
 
-    def __init__(self, config: GatewayConfig, registry: Registry, metrics: Metrics, clock: Clock) -> None:
+    Owned by whoever runs the event loop. Its configurations are those of its role (`Role.of`).
+    """
+
+    def __init__(
+        self, config: GatewayConfig, registry: Registry, metrics: Metrics, clock: Clock, role: Role = WHOLE
+    ) -> None:
         self.config = config
+        self.role = role
         self.metrics = metrics
         self.clock = clock
         self.draining = False
         self._registry = registry
         self._books = Books(metrics)
-        self._bound: Bound = bind(config, registry)
+        self._bound: Bound = bind(role.parts(config), registry)
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
         self.last_snapshots: list[SinkSnapshot] = []
@@ -94,7 +100,8 @@ class Gateway:
         dedup = config.dedup
         self._dedup = Dedup(dedup.window_secs, dedup.window_events, clock) if dedup.enabled else None
         self._spool: Log
-        self._workers: Workers
+        self.shards = Shards(config, role, self._books, clock, self._reloading)
+        """What this process delivers; nothing in an ingest process."""
         self.door: Door
 
     @property
@@ -112,31 +119,53 @@ class Gateway:
 
         Sinks are opened in the background: one that is down never keeps the gateway from accepting.
         """
-        path = self.config.spool.path / SHARD
-        self._spool = await asyncio.to_thread(open_spool, self.config.spool, self._books, retain_secs=self._dedup_secs)
+        self._spool = await asyncio.to_thread(
+            open_spool,
+            self.config.spool,
+            self._books,
+            retain_secs=self._dedup_secs,
+            shard=self.role.shard,
+            shares=self.config.server.workers + 1 if self.role.seams else 1,
+            seam=self.role.seam,
+        )
         self._spool.start(asyncio.get_running_loop())
-        self._workers = Workers(self._spool, path, self.config.dead_letters, self._books.delivery, self.clock)
         try:
-            await asyncio.to_thread(self._report_orphans, path)
-            prepared = await asyncio.to_thread(self._workers.prepare, self._bound.sinks)
+            holders = await self._holders()
+            prepared = await asyncio.to_thread(self.shards.prepare, self._bound.sinks)
             await self._open_all(self._bound.lifecycles)
         except BaseException:
             await self._spool.close()
             raise
         self.door = Door(self._plan(self.config, self._bound), self._spool, self._books, self._dedup)
-        await self._workers.replace(prepared, self.config.sinks, 0)
+        await self.shards.replace(prepared, self._bound.sinks, 0)
         self._books.begin(self._bound)
         self._publish_gauges()
         self._books.loaded(self.clock.time())
-        room = RoomMaker(self._spool, self._workers)
+        room = RoomMaker(self._spool, holders)
         await room.make()  # a spool that was full when it was opened: before anybody is refused
         self._tasks = [
             asyncio.create_task(room.run()),
             asyncio.create_task(_every(self.clock, RELEASE_EVERY_SECS, self._release)),
             asyncio.create_task(self._lag_loop()),
         ]
+        if self.role.delivers:
+            self._tasks.append(asyncio.create_task(self.shards.watch()))
         if self._dedup is not None:
             self._tasks.append(asyncio.create_task(self._dedup.load(self._spool)))
+
+    async def _holders(self) -> Holders:
+        """Return who needs what is in the spool: the sinks, which are here or behind the seam."""
+        path = self.config.spool.path / self.role.shard
+        seam = self.role.seam
+        if seam is None:
+            await asyncio.to_thread(self._report_orphans, path)
+            self.shards.own(self._spool)
+            return self.shards.main
+        # Before the first event is taken: nobody may be there yet to whom it would matter.
+        sinks = [config.id for config in self.config.sinks]
+        await asyncio.to_thread(begin_cursors, path, sinks, self._spool.durable_seq)
+        seam.opened()
+        return RemoteSinks(seam, self.clock)
 
     @property
     def _dedup_secs(self) -> float:
@@ -179,16 +208,16 @@ class Gateway:
     async def _reload(self, config: GatewayConfig, swap: Callable[[], None]) -> None:
         if self.draining:
             raise ReloadError("the gateway is draining")
-        _refuse_fixed(self.config, config)
-        bound = bind(config, self._registry)
+        refuse_fixed(self.config, config)
+        bound = bind(self.role.parts(config), self._registry)
         plan = self._plan(config, bound)
-        prepared = await asyncio.to_thread(self._workers.prepare, bound.sinks)
+        prepared = await asyncio.to_thread(self.shards.prepare, bound.sinks)
         await self._open_all(bound.lifecycles)
         old_bound = self._bound
         self.config, self._bound, self.door.plan = config, bound, plan
         swap()
         self._books.begin(bound)
-        await self._workers.replace(prepared, config.sinks, config.server.drain_timeout_secs)
+        await self.shards.replace(prepared, bound.sinks, config.server.drain_timeout_secs)
         await self._close_all(old_bound.lifecycles, CLOSE_TIMEOUT_SECS)
         self._books.loaded(self.clock.time())
 
@@ -198,9 +227,9 @@ class Gateway:
         `ConfiguredSinkError` for one that is, `OSError` when the disk refuses.
         """
         async with self._reloading:  # no reload may bring the sink back meanwhile
-            if self._workers.get(sink_id) is not None or any(sink_id == config.id for config in self.config.sinks):
+            if self.worker(sink_id) is not None or any(sink_id == config.id for config in self.config.sinks):
                 raise ConfiguredSinkError("is configured in the running gateway; take it out and reload first")
-            return await asyncio.to_thread(forget_cursor, self.config.spool.path / SHARD, sink_id)
+            return await asyncio.to_thread(forget_everywhere, self.config.spool.path, sink_id)
 
     async def _open_all(self, lifecycles: Sequence[Lifecycle]) -> None:
         """Open enrichers and filters; when one cannot be opened, close those that were and raise."""
@@ -232,13 +261,17 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._workers.stop(secs_left())
-        self.last_snapshots = self._workers.snapshots()
+        await self.shards.stop(secs_left())
+        self.last_snapshots = self.snapshots()
         await self._close_all(self._bound.lifecycles, max(CLOSE_LEAST_SECS, min(CLOSE_TIMEOUT_SECS, secs_left())))
-        closing = asyncio.create_task(self._spool.close())
+        closing = asyncio.create_task(self._close_spool())
         await asyncio.wait({closing}, timeout=max(CLOSE_LEAST_SECS, secs_left()))
         if not closing.done():
             log.error("the disk does not answer; the gateway stops without closing the spool")
+
+    async def _close_spool(self) -> None:
+        await self.shards.close()
+        await self._spool.close()
 
     def reload_failed(self) -> None:
         """Count a reload whose configuration could not even be read."""
@@ -255,7 +288,7 @@ class Gateway:
             is_ready = self._dedup.is_ready
             checks.append(Check("dedup", is_ready, "" if is_ready else "the ids of stored events are being read back"))
         snapshots = {snapshot.id: snapshot for snapshot in self.snapshots()}
-        for config in self.config.sinks:
+        for config in self.config.sinks if self.role.delivers else ():
             if config.required:
                 snapshot = snapshots.get(config.id)
                 ok = snapshot is not None and snapshot.open and snapshot.circuit == CircuitState.CLOSED
@@ -266,11 +299,7 @@ class Gateway:
     @property
     def unaccounted(self) -> int:
         """Events without an outcome: at the door, between door and spool, at every sink. 0 while the books balance."""
-        total = abs(self.door.unaccounted) + self._unstored
-        for snapshot in self.snapshots():
-            cursor = snapshot.cursor
-            total += abs(cursor.position - cursor.base - cursor.settled_events)
-        return total
+        return abs(self.door.unaccounted) + self._unstored + self.shards.unaccounted
 
     @property
     def _unstored(self) -> int:
@@ -292,7 +321,10 @@ class Gateway:
             return lambda: [((item.id,), float(getattr(item, attribute))) for item in self.snapshots()]
 
         def of_spool(attribute: str) -> Callable[[], Samples]:
-            return lambda: [((), float(getattr(self._spool.stats(), attribute)))]
+            # In an ingest process it is its own log; who delivers adds up what it owns.
+            return lambda: [
+                ((), float(sum(getattr(log.stats(), attribute) for log in self.shards.logs() or [self._spool])))
+            ]
 
         self.metrics.sources.update(
             {
@@ -312,21 +344,23 @@ class Gateway:
 
     def snapshots(self) -> list[SinkSnapshot]:
         """Return the state of every sink."""
-        return self._workers.snapshots()
+        return self.shards.snapshots()
 
     def worker(self, sink_id: str) -> SinkWorker | None:
-        """Return the worker of a sink."""
-        return self._workers.get(sink_id)
+        """Return the worker of a sink on this process's own shard: every sink that is configured has one."""
+        return self.shards.main.get(sink_id)
 
     async def _release(self) -> None:
         """Let go of segments that every sink is durably past, and that are not being read for their ids.
 
         Before that, the sinks say what their log lines have held back.
         """
-        self._workers.remind()
+        self.shards.remind()
         if self._dedup is not None and not self._dedup.is_ready:
             return
-        await asyncio.to_thread(self._spool.release, self._workers.release_position)
+        if self.role.seam is not None:
+            await asyncio.to_thread(self._spool.release, self.role.seam.released)
+        await self.shards.release()
 
     async def _lag_loop(self) -> None:
         """Measure how late the event loop runs a timer."""
@@ -334,26 +368,6 @@ class Gateway:
             due = self.clock.monotonic() + LAG_EVERY_SECS
             await self.clock.sleep(LAG_EVERY_SECS)
             self._books.loop_lag(max(0.0, self.clock.monotonic() - due))
-
-
-def open_spool(options: Spool, observer: LogObserver | None = None, *, retain_secs: float = 0.0) -> Log:
-    """Open the spool as it is configured, and nothing else of the gateway; blocks and raises like `Log.open`.
-
-    `retain_secs` counts where it is longer than the configured one.
-    """
-    path = options.path / SHARD
-    max_bytes = options.max_bytes
-    if max_bytes is None:
-        max_bytes = default_capacity(path, options.segment_bytes)
-    return Log.open(
-        path,
-        shard=SHARD,
-        segment_bytes=options.segment_bytes,
-        max_bytes=max_bytes,
-        durability=options.durability,
-        retain_secs=max(options.retain_secs, retain_secs),
-        observer=observer,
-    )
 
 
 async def _every(clock: Clock, secs: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -366,7 +380,8 @@ async def _every(clock: Clock, secs: float, work: Callable[[], Awaitable[None]])
             log.exception("periodic work failed; it is tried again", work=work.__name__)
 
 
-def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
+def refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
+    """Raise `ReloadError` when a configuration differs in what a reload cannot change."""
     for name in FIXED_AT_RELOAD:
         before, after = old, new
         for part in name.split("."):

@@ -141,6 +141,21 @@ def _drop_rendered(_logger: object, _method: str, event_dict: EventDict) -> Even
     return event_dict
 
 
+_process_name = ""
+
+
+def name_process(name: str) -> None:
+    """Have every line of this process carry a name: of several processes that write to one stream."""
+    global _process_name  # noqa: PLW0603 - as much of the whole process as the stream is
+    _process_name = name
+
+
+def _add_process(_logger: object, _method: str, event_dict: EventDict) -> EventDict:
+    if _process_name:
+        event_dict["process"] = _process_name
+    return event_dict
+
+
 def _to_json(_logger: object, _method: str, event_dict: EventDict) -> str:
     return orjson.dumps(event_dict, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
 
@@ -156,6 +171,7 @@ def _formatter(*, readable: bool, colors: bool) -> logging.Formatter:
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _drop_rendered],
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_process,
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

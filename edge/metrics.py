@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import tornado
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import edge
 from edge.tallies import SpreadTally, Tally
 
 Kind = Literal["counter", "gauge", "histogram", "scraped"]
+Across = Literal["sum", "max", "min"]
 
 LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FAST = (0.000001, 0.000005, 0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1)
@@ -29,15 +30,36 @@ EVENTS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric: its name as exposed, kind, meaning, labels. ``scraped`` gauges are read when Prometheus asks."""
+    """One metric: its name as exposed, kind, meaning, labels. ``scraped`` ones are read when Prometheus asks.
+
+    `across` says what is true of several processes together: the sum of their values, or one of them.
+    """
 
     name: str
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    across: Across = "sum"
     is_shared: bool = False
     """Counted by several threads; the others are counted by one alone, which need not be the event loop's."""
+
+    @property
+    def family(self) -> str:
+        """The name without what Prometheus appends to counters."""
+        return self.name.removesuffix("_total")
+
+    @property
+    def is_cumulative(self) -> bool:
+        """Whether it only ever grows: a counter or a histogram."""
+        return self.kind == "histogram" or self.name.endswith("_total")
+
+    @property
+    def exposed_as(self) -> str:
+        """The type that Prometheus is told."""
+        if self.name.endswith("_total"):
+            return "counter"
+        return "histogram" if self.kind == "histogram" else "gauge"
 
 
 TABLE = (
@@ -105,8 +127,15 @@ TABLE = (
         "scraped",
         "Age of the oldest event a sink has not settled; 0 when there is none.",
         ("sink",),
+        across="max",
     ),
-    Row("edge_sink_circuit_state", "scraped", "0 closed (delivering), 1 half-open (probing), 2 open.", ("sink",)),
+    Row(
+        "edge_sink_circuit_state",
+        "scraped",
+        "0 closed (delivering), 1 half-open (probing), 2 open.",
+        ("sink",),
+        across="max",
+    ),
     Row("edge_dead_letters", "scraped", "Dead letters kept for a sink, neither replayed nor dropped.", ("sink",)),
     Row(
         "edge_dead_letters_evicted",
@@ -119,7 +148,7 @@ TABLE = (
         "scraped",
         "Events whose outcome is missing, at the door or at any sink. Must be 0: anything else is a bug.",
     ),
-    Row("edge_key_last_used_timestamp_seconds", "scraped", "When a key was last accepted.", ("key",)),
+    Row("edge_key_last_used_timestamp_seconds", "scraped", "When a key was last accepted.", ("key",), across="max"),
     Row(
         "edge_event_loop_lag_seconds",
         "histogram",
@@ -127,9 +156,46 @@ TABLE = (
         (),
         LATENCY,
     ),
-    Row("edge_config_last_reload_successful", "gauge", "1 when the last (re)load of the configuration succeeded."),
-    Row("edge_config_last_reload_success_timestamp_seconds", "gauge", "When the configuration in use was loaded."),
-    Row("edge_build_info", "gauge", "Always 1; the versions are in the labels.", ("version", "python", "tornado")),
+    Row(
+        "edge_config_last_reload_successful",
+        "gauge",
+        "1 when the last (re)load of the configuration succeeded.",
+        across="min",
+    ),
+    Row(
+        "edge_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "When the configuration in use was loaded.",
+        across="min",
+    ),
+    Row(
+        "edge_process_up",
+        "scraped",
+        "1 when a process of the gateway answers; of one that does not, only what it had counted is in this scrape.",
+        ("process",),
+        across="max",
+    ),
+    Row(
+        "edge_process_pid",
+        "scraped",
+        "The process ids of a gateway with server.workers above 1; 0 for one that is down.",
+        ("process",),
+        across="max",
+    ),
+    Row(
+        "edge_process_restarts_total",
+        "scraped",
+        "Processes of the gateway that died and were started again.",
+        ("role",),
+        across="max",
+    ),
+    Row(
+        "edge_build_info",
+        "gauge",
+        "Always 1; the versions are in the labels.",
+        ("version", "python", "tornado"),
+        across="max",
+    ),
 )
 
 Samples = Iterable[tuple[tuple[str, ...], float]]
@@ -179,7 +245,7 @@ def _histogram(row: Row, registry: CollectorRegistry) -> SpreadTally:
 
 
 class _Scraped(Collector):
-    """Reads the scraped gauges from their sources; a source that is not there yet gives the name without samples."""
+    """Reads the scraped metrics from their sources; a source that is not there yet gives the name without samples."""
 
     def __init__(self, sources: dict[str, Callable[[], Samples]]) -> None:
         self._sources = sources
@@ -187,16 +253,21 @@ class _Scraped(Collector):
     def describe(self) -> Iterator[Metric]:
         """Yield the names, so that a scrape that asks for some of them by name gets them."""
         for row in _rows("scraped"):
-            yield GaugeMetricFamily(row.name, row.help, labels=row.labels)
+            yield _family(row)
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family for each scraped row."""
         for row in _rows("scraped"):
-            family = GaugeMetricFamily(row.name, row.help, labels=row.labels)
+            family = _family(row)
             source = self._sources.get(row.name)
             for labels, value in source() if source is not None else ():
                 family.add_metric(labels, value)
             yield family
+
+
+def _family(row: Row) -> GaugeMetricFamily | CounterMetricFamily:
+    kind = CounterMetricFamily if row.is_cumulative else GaugeMetricFamily
+    return kind(row.family, row.help, labels=row.labels)
 
 
 def _rows(kind: Kind) -> list[Row]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 import structlog
 
 from edge.spool.log import Log
-from edge.workers import Workers
 
 log = structlog.get_logger(__name__)
+
+
+class Holders(Protocol):
+    """Who holds segments: the sinks' workers, here or in another process."""
+
+    @property
+    def release_position(self) -> int:
+        """The position that every sink is durably past."""
+
+    async def drop_before(self, position: int) -> bool:
+        """Have every sink durably past a position, those that are not required by giving events up."""
 
 
 class RoomMaker:
@@ -20,9 +31,9 @@ class RoomMaker:
     stays, and so does all of it on a disk that others have filled: what is dropped there need not make room here.
     """
 
-    def __init__(self, spool: Log, workers: Workers) -> None:
+    def __init__(self, spool: Log, holders: Holders) -> None:
         self._spool = spool
-        self._workers = workers
+        self._holders = holders
         self._short = asyncio.Event()
         spool.watch_shortage(self._short.set)
 
@@ -48,7 +59,7 @@ class RoomMaker:
         if not excess or not shortage.is_cap:
             return
         end = self._spool.end_of_oldest(excess)
-        if end is not None and await self._workers.drop_before(end):
+        if end is not None and await self._holders.drop_before(end):
             await self._release()
 
     async def _release(self) -> int:
@@ -56,4 +67,4 @@ class RoomMaker:
         shortage = self._spool.shortage
         if shortage is None:
             return 0
-        return await asyncio.to_thread(self._spool.make_room, self._workers.release_position, shortage)
+        return await asyncio.to_thread(self._spool.make_room, self._holders.release_position, shortage)

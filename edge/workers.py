@@ -1,10 +1,10 @@
-"""The sinks' workers of one gateway: how they start, take each other's place at a reload, and stop."""
+"""The sinks' workers on one shard of the spool: how they start, take each other's place at a reload, and stop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -12,12 +12,11 @@ import structlog
 from edge.binding import BoundSink
 from edge.clock import Clock
 from edge.config.model import DeadLetters, SinkConfig
-from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.observer import DeliveryObserver
 from edge.delivery.poison import FlightRecorder, RecordFile
-from edge.delivery.worker import SinkSnapshot, SinkWorker
+from edge.delivery.shared import SinkPool, TurnCaller, identity
+from edge.delivery.worker import SinkSnapshot, SinkWorker, Source
 from edge.spool.cursor import CursorFile
-from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
 
@@ -30,28 +29,31 @@ class Prepared:
     config: SinkConfig
     cursor_file: CursorFile
     recorder: FlightRecorder
-    store: DeadLetterStore | None
 
 
 class Workers:
-    """One worker for each configured sink.
+    """One worker for each configured sink. Those of several shards share their sinks through one `pool`.
 
     A worker keeps its place, and with it its hold on the spool, until the one that replaces it has started: what a
     sink has not settled is never released in between.
     """
 
     def __init__(
-        self, spool: Log, directory: Path, letters: DeadLetters, observer: DeliveryObserver, clock: Clock
+        self,
+        spool: Source,
+        directory: Path,
+        letters: DeadLetters,
+        observer: DeliveryObserver,
+        clock: Clock,
+        pool: SinkPool | None = None,
     ) -> None:
         self._spool = spool
         self._directory = directory
-        self._letters = letters
+        self._pool = pool or SinkPool(letters)
         self._observer = observer
         self._clock = clock
         self._workers: dict[str, SinkWorker] = {}
         self._configs: dict[str, SinkConfig] = {}
-        self._turn = asyncio.Lock()
-        """Held by a sink while events are in flight that may have killed the process."""
 
     def prepare(self, sinks: Iterable[tuple[BoundSink, SinkConfig]]) -> list[Prepared]:
         """Make the files of the sinks that are new or changed. Blocks; raises what the disk says."""
@@ -60,24 +62,15 @@ class Workers:
                 sink,
                 config,
                 CursorFile(self._directory, config.id),
-                FlightRecorder(config.id, RecordFile(self._directory, config.id), self._turn),
-                self._store(config),
+                FlightRecorder(config.id, RecordFile(self._directory, config.id), self._pool.turn),
             )
             for sink, config in sinks
             if not self._is_running(config)
         ]
 
-    def _store(self, config: SinkConfig) -> DeadLetterStore | None:
-        if not config.dead_letter:
-            return None
-        letters = self._letters
-        return DeadLetterStore(
-            letters.path, config.id, segment_bytes=letters.segment_bytes, max_bytes=letters.max_bytes
-        )
-
     def _is_running(self, config: SinkConfig) -> bool:
         before = self._configs.get(config.id)
-        return before is not None and _identity(before) == _identity(config)
+        return before is not None and identity(before) == identity(config)
 
     async def replace(self, prepared: Sequence[Prepared], wanted: Sequence[SinkConfig], timeout_secs: float) -> None:
         """Start what was prepared, each in the place of its predecessor, and stop what is not wanted any more.
@@ -97,20 +90,32 @@ class Workers:
                 log.error("a sink could not be started or stopped", exc_info=error)
 
     async def _start(self, item: Prepared, timeout_secs: float) -> None:
+        shared, store = self._pool.sink(item.sink, item.config), self._pool.store(item.config)
+        seat = shared.seat()
         before = self._workers.get(item.config.id)
         if before is not None:
+            # Only now: a sink that only one worker had, and its dead letters, are closed by it.
             await before.stop(timeout_secs, deliver_pending=False)
         worker = SinkWorker(
-            item.sink,
+            seat,
             item.config,
             self._spool,
             item.cursor_file,
-            item.store,
+            store,
             self._observer,
             self._clock,
+            shard=self._directory.name,
             recorder=item.recorder,
+            caller=TurnCaller(shared),
         )
-        worker.start()
+        try:
+            worker.start()
+        except BaseException:
+            # What others wait for, should they take its place, is not to be held by one that never began.
+            await seat.close()
+            if store is not None:
+                await store.close()
+            raise
         self._workers[item.config.id] = worker
         self._configs[item.config.id] = item.config
 
@@ -164,8 +169,3 @@ class Workers:
     def release_position(self) -> int:
         """The position that every sink is durably past."""
         return min((worker.durable_position for worker in self._workers.values()), default=0)
-
-
-def _identity(config: SinkConfig) -> object:
-    """Return what makes a sink the same across a reload: everything but the compiled condition and the place."""
-    return replace(config, component=replace(config.component, when=None, where=""))

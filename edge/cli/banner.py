@@ -62,6 +62,8 @@ def banner(config: GatewayConfig, addresses: Mapping[str, Sequence[str]], hint: 
     ingest = list(addresses.get("ingest", ())) or list(config.server.listen)
     admin = list(addresses.get("admin", ())) or list(config.admin.listen)
     rows = [("listening on", " ".join(_url(scheme, address) for address in ingest))]
+    if config.server.workers > 1:
+        rows.append(("processes", f"{config.server.workers} take events, one delivers, one looks after them"))
     rows += [
         ("events land in" if position == 0 else "", place)
         for position, place in enumerate(_landing(sink) for sink in config.sinks)

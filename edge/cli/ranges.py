@@ -10,8 +10,10 @@ from datetime import datetime
 from edge.api import EdgeError
 from edge.cli.admin import AdminError, post
 from edge.cli.moving import begin_cursor
+from edge.cli.shards import named
 from edge.config.model import GatewayConfig
 from edge.delivery.replay_range import (
+    AppendedElsewhere,
     Range,
     RangeInterruptedError,
     RangeReport,
@@ -32,6 +34,7 @@ from edge.spool.log import Log
 class RangeTotal:
     """What is asked for, and how far it is. The one who asks keeps it, whatever becomes of the work."""
 
+    shard: str
     sink: str
     since: datetime
     until: datetime
@@ -64,7 +67,7 @@ Hear = Callable[[], None]
 
 def survey(config: GatewayConfig, total: RangeTotal) -> None:
     """Count what would be replayed, by reading the files; nothing is changed, a gateway may run."""
-    path = config.spool.path / SHARD
+    path = config.spool.path / total.shard
     found = stats(path)
     cursor = load_cursor(path, total.sink)
     total.end = found.next_seq if cursor is None else min(cursor.position, found.next_seq)
@@ -85,22 +88,27 @@ def survey(config: GatewayConfig, total: RangeTotal) -> None:
 def replay(config: GatewayConfig, total: RangeTotal, hear: Hear) -> bool:
     """Replay the range; return whether a running gateway did it. Raises what stops it; `total` says how far it came."""
     try:
-        spool = open_spool(config.spool)
+        target = open_spool(config.spool)
     except SpoolLockedError:
         _ask(config, total, hear)
         return True
-    asyncio.run(_replay(config, spool, total, hear))
+    asyncio.run(_replay(config, target, total, hear))
     return False
 
 
-async def _replay(config: GatewayConfig, spool: Log, total: RangeTotal, hear: Hear) -> None:
-    spool.start(asyncio.get_running_loop())
+async def _replay(config: GatewayConfig, target: Log, total: RangeTotal, hear: Hear) -> None:
+    target.start(asyncio.get_running_loop())
+    source = target
     try:
-        begin_cursor(config, spool, total.sink)
-        cursor = load_cursor(config.spool.path / SHARD, total.sink)
+        begin_cursor(config, target, total.sink)
+        if total.shard != SHARD:
+            source = open_spool(config.spool, shard=total.shard)
+            source.start(asyncio.get_running_loop())
+        spool = AppendedElsewhere(source, target)
+        cursor = load_cursor(config.spool.path / total.shard, total.sink)
         # A damaged cursor: the sink gets all that is in the spool at the next start.
-        total.end = spool.first_seq if cursor is None else min(cursor.position, spool.durable_seq)
-        total.pending = spool.durable_seq - total.end
+        total.end = spool.first_seq if cursor is None else min(cursor.position, source.durable_seq)
+        total.pending = source.durable_seq - total.end
         total.position = total.first = max(total.position, spool.first_seq)
         total.oldest = await oldest_received_at(spool, total.end)
         wanted = Range(total.since, total.until, total.end)
@@ -115,11 +123,18 @@ async def _replay(config: GatewayConfig, spool: Log, total: RangeTotal, hear: He
             if total.position <= before:
                 return
     finally:
-        await spool.close()
+        await target.close()
+        if source is not target:
+            await source.close()
 
 
 def _ask(config: GatewayConfig, total: RangeTotal, hear: Hear) -> None:
-    what = {"sink": total.sink, "since": total.since.isoformat(), "until": total.until.isoformat()}
+    what = {
+        "sink": total.sink,
+        "since": total.since.isoformat(),
+        "until": total.until.isoformat(),
+        **named(total.shard),
+    }
     end: dict[str, int] = {}
     while True:
         before = total.position

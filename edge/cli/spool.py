@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,11 +12,11 @@ import click
 
 from edge.cli import output
 from edge.cli.common import NEGATIVE, OK, OrderedGroup, config_option, fail, load_config, load_registry
+from edge.cli.shards import only_shard, shard_option, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge.config.model import GatewayConfig
     from edge.spool.format import Frame
     from edge.spool.inspect import VerifyReport
 
@@ -31,22 +32,11 @@ def place_options(command: Command) -> Command:
         metavar="DIRECTORY",
         help="A directory of segments in place of the configured spool, e.g. var/dead-letters/archive.",
     )
-    return config_option(path(command))
+    return config_option(path(shard_option(command)))
 
 
-def _place(config_path: Path, log_path: Path | None) -> Path:
-    return log_path if log_path is not None else _configured(config_path)[0]
-
-
-def _configured(config_path: Path) -> tuple[Path, GatewayConfig]:
-    """Return the directory of the configured spool, and the configuration."""
-    config = load_config(config_path, load_registry())
-    from edge.gateway import SHARD
-
-    path = config.spool.path / SHARD
-    if not path.is_dir():
-        fail(f"there is no spool at {path}: the gateway was never started here")
-    return path, config
+def _places(config_path: Path, log_path: Path | None, shard: str | None) -> list[Path]:
+    return [log_path] if log_path is not None else shards_of(load_config(config_path, load_registry()), shard)
 
 
 @click.group("spool", cls=OrderedGroup)
@@ -56,12 +46,19 @@ def spool() -> None:
 
 @spool.command("stats")
 @place_options
-def stats(config_path: Path, log_path: Path | None) -> None:
+def stats(config_path: Path, log_path: Path | None, shard: str | None) -> None:
     """Show the size of the spool and how far each sink is; which are not configured, unless --path is given."""
-    path, known = log_path, None
-    if path is None:
-        path, config = _configured(config_path)
-        known = {sink.id for sink in config.sinks}
+    if log_path is not None:
+        _print_stats(log_path, None)
+        return
+    config = load_config(config_path, load_registry())
+    for index, path in enumerate(shards_of(config, shard)):
+        if index:
+            click.echo()
+        _print_stats(path, {sink.id for sink in config.sinks})
+
+
+def _print_stats(path: Path, known: set[str] | None) -> None:
     from edge.spool import inspect
 
     found = inspect.stats(path)
@@ -100,7 +97,8 @@ def forget(config_path: Path, sink: str) -> None:
 
     Should it come back, it begins as a new sink: with what is accepted from then on. Its dead letters stay.
     """
-    path, config = _configured(config_path)
+    config = load_config(config_path, load_registry())
+    paths = shards_of(config)
     from edge.cli.admin import post
     from edge.spool import inspect
     from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
@@ -110,15 +108,22 @@ def forget(config_path: Path, sink: str) -> None:
     configured = {one.id for one in config.sinks}
     if sink in configured:
         fail(f"sink {sink} is configured: without its cursor it would lose what is pending for it")
-    left = [name for name in cursor_names(path) if name not in configured]
+    left = sorted({name for path in paths for name in cursor_names(path)} - configured)
     if sink not in left:
         fail(f"no cursor of a sink {sink}; not configured: {', '.join(left) or 'none'}")
     try:
-        with locked(path):  # no gateway starts meanwhile
-            cursor = load_cursor(path, sink)
-            if cursor is not None and cursor.position > inspect.stats(path).next_seq:
-                fail(f"{sink} is beyond the end of the spool: start the gateway once, so that no number is given twice")
-            forget_cursor(path, sink)
+        with ExitStack() as locks:
+            for path in paths:
+                locks.enter_context(locked(path))  # no gateway starts meanwhile
+            for path in paths:
+                cursor = load_cursor(path, sink)
+                if cursor is not None and cursor.position > inspect.stats(path).next_seq:
+                    fail(
+                        f"{sink} is beyond the end of the spool: start the gateway once, so that no number is given"
+                        " twice"
+                    )
+            for path in paths:
+                forget_cursor(path, sink)
     except SpoolLockedError:
         # Whoever has the lock knows whether it keeps that cursor: its configuration may be an older one than the file.
         post(config.admin, "/spool/forget", {"sink": sink})
@@ -127,9 +132,17 @@ def forget(config_path: Path, sink: str) -> None:
 
 @spool.command("verify")
 @place_options
-def verify(config_path: Path, log_path: Path | None) -> None:
+def verify(config_path: Path, log_path: Path | None, shard: str | None) -> None:
     """Read every frame and check it. Exit 1 when events are damaged or missing."""
-    path = _place(config_path, log_path)
+    is_intact = True
+    for index, path in enumerate(_places(config_path, log_path, shard)):
+        if index:
+            click.echo()
+        is_intact = _print_verdict(path) and is_intact
+    raise SystemExit(OK if is_intact else NEGATIVE)
+
+
+def _print_verdict(path: Path) -> bool:
     from edge.spool import inspect
 
     report = inspect.verify(path)
@@ -150,7 +163,7 @@ def verify(config_path: Path, log_path: Path | None) -> None:
     is_damaged = bool(report.corrupt or report.unreadable)
     verdict = output.mark("damaged", "red") if is_damaged else output.mark("events are missing", "red")
     click.echo(output.mark("intact", "green") if report.is_intact else verdict)
-    raise SystemExit(OK if report.is_intact else NEGATIVE)
+    return report.is_intact
 
 
 def _damage(report: VerifyReport) -> Iterator[tuple[str, str, str]]:
@@ -177,15 +190,27 @@ def _damage(report: VerifyReport) -> Iterator[tuple[str, str, str]]:
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many lines.")
 @click.option("--frames", "by_frame", is_flag=True, help="One line for each frame: where it lies, not what is in it.")
-def dump(config_path: Path, log_path: Path | None, position: int, limit: int | None, *, by_frame: bool) -> None:
-    """Print what is stored as JSON lines: each event with its number and what is known of its request."""
-    path = _place(config_path, log_path)
+def dump(
+    config_path: Path, log_path: Path | None, shard: str | None, position: int, limit: int | None, *, by_frame: bool
+) -> None:
+    """Print what is stored as JSON lines: each event with its number and what is known of its request.
+
+    With several shards: one after the other, each line with the name of its shard.
+    """
+    paths = _places(config_path, log_path, shard)
+    if position:
+        only_shard(paths, "--from")
+    lines = chain.from_iterable(_lines(path, position, by_frame=by_frame, named=len(paths) > 1) for path in paths)
+    for line in islice(lines, limit):
+        output.data(line)
+
+
+def _lines(path: Path, position: int, *, by_frame: bool, named: bool) -> Iterator[str]:
     from edge.spool import inspect
 
     frames = inspect.dump(path, position)
     lines = map(_frame_line, frames) if by_frame else _event_lines(frames, position)
-    for line in islice(lines, limit):
-        output.data(line)
+    return (f'{{"shard":"{path.name}",{line[1:]}' for line in lines) if named else iter(lines)
 
 
 def _kind(frame: Frame) -> str:

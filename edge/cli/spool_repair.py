@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from edge.api import EdgeError
 from edge.cli import output
 from edge.cli.common import NEGATIVE, OK, fail, interruptible, load_config, load_registry, refuse_root
+from edge.cli.shards import named, shards_of
 from edge.cli.spool import place_options
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ WOULD: Final = {
 @click.command("repair")
 @place_options
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
+def repair(config_path: Path, log_path: Path | None, shard: str | None, *, dry_run: bool) -> None:
     """Do at once what starts and readers of the spool would do one by one.
 
     Damaged bytes are moved to quarantine and their segments rewritten without them, segments whose header cannot be
@@ -39,13 +40,25 @@ def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
     those stay gone unless their senders send them again, and when something could not be mended. Can be run again at
     any time.
     """
+    if log_path is not None:
+        raise SystemExit(_repair(None, log_path, dry_run=dry_run))
+    config = load_config(config_path, load_registry())
+    code = OK
+    for index, path in enumerate(shards_of(config, shard)):
+        if index:
+            click.echo()
+        code = max(code, _repair(config, path, dry_run=dry_run))
+    raise SystemExit(code)
+
+
+def _repair(config: GatewayConfig | None, path: Path, *, dry_run: bool) -> int:
+    """Repair one shard, here or by asking who has its lock, and print what was done; return the exit code."""
     from edge.spool.errors import SpoolFormatError, SpoolLockedError
     from edge.spool.repair import RepairReport, plan
     from edge.spool.repair import repair as repair_directory
 
-    config, path = _place(config_path, log_path)
     if dry_run:
-        _print(path, plan(path), dry_run=True)
+        return _print(path, plan(path), dry_run=True)
     refuse_root(path)
     report = RepairReport()
     try:
@@ -63,29 +76,16 @@ def repair(config_path: Path, log_path: Path | None, *, dry_run: bool) -> None:
                     fail(
                         f"{error}: stop it first; for the spool of a running gateway leave --path away, and it is asked"
                     )
-                _ask(config, hear)
+                _ask(config, path.name, hear)
     except (EdgeError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         if isinstance(error, SpoolFormatError):
             fail(reason)
         fail(f"{reason}\nWhat was repaired before stays so: run the same command again to go on.")
-    _print(path, report, dry_run=False)
+    return _print(path, report, dry_run=False)
 
 
-def _place(config_path: Path, log_path: Path | None) -> tuple[GatewayConfig | None, Path]:
-    """Return the configuration, unless a directory is named in its place, and the directory."""
-    if log_path is not None:
-        return None, log_path
-    config = load_config(config_path, load_registry())
-    from edge.gateway import SHARD
-
-    path = config.spool.path / SHARD
-    if not path.is_dir():
-        fail(f"there is no spool at {path}: the gateway was never started here")
-    return config, path
-
-
-def _ask(config: GatewayConfig, hear: Advance) -> None:
+def _ask(config: GatewayConfig, shard: str, hear: Advance) -> None:
     """Have the running gateway do it, page by page."""
     from edge.cli.admin import post
     from edge.spool.repair import Finding, Missing, RepairReport
@@ -93,7 +93,7 @@ def _ask(config: GatewayConfig, hear: Advance) -> None:
     total = RepairReport()
     while True:
         before = total.position
-        answer = post(config.admin, "/spool/repair", {"position": before})
+        answer = post(config.admin, "/spool/repair", {"position": before, **named(shard)})
         answer.pop("status", None)
         findings = [Finding(**found) for found in answer.pop("findings")]
         missing = [Missing(**gap) for gap in answer.pop("missing")]
@@ -103,8 +103,8 @@ def _ask(config: GatewayConfig, hear: Advance) -> None:
             return
 
 
-def _print(path: Path, report: RepairReport, *, dry_run: bool) -> NoReturn:
-    """Print what was found and done, and leave with 1 when something is missing or is still damaged."""
+def _print(path: Path, report: RepairReport, *, dry_run: bool) -> int:
+    """Print what was found and done; return 1 when something is missing or is still damaged."""
     output.fields(
         [
             ("path", path),
@@ -143,4 +143,4 @@ def _print(path: Path, report: RepairReport, *, dry_run: bool) -> NoReturn:
             "events are missing: they were stored and are gone; what a sink lacks only its senders can send again",
             err=True,
         )
-    raise SystemExit(NEGATIVE if is_left or report.missing else OK)
+    return NEGATIVE if is_left or report.missing else OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from edge.cli.common import (
     refuse_root,
 )
 from edge.cli.dead_letters import Moment
+from edge.cli.shards import only_shard, shard_option, shards_of
 
 if TYPE_CHECKING:
     from edge.cli.ranges import RangeTotal
@@ -40,9 +42,17 @@ if TYPE_CHECKING:
     default=0,
     help="Go on at this event: what an interrupted replay printed.",
 )
+@shard_option
 @click.option("--dry-run", is_flag=True, help="Only count what would be replayed.")
 def replay(
-    config_path: Path, sink: str, since: datetime, until: datetime | None, position: int, *, dry_run: bool
+    config_path: Path,
+    sink: str,
+    since: datetime,
+    until: datetime | None,
+    position: int,
+    shard: str | None,
+    *,
+    dry_run: bool,
 ) -> None:
     """Deliver events again to one sink, by when they were received, as far as they are still in the spool.
 
@@ -52,7 +62,6 @@ def replay(
     was under way, a mebibyte of events at most, is delivered twice. Exit 1 when nothing is replayed.
     """
     from edge.cli import ranges
-    from edge.gateway import SHARD
 
     config = load_config(config_path, load_registry())
     known = [one.id for one in config.sinks]
@@ -61,55 +70,70 @@ def replay(
     until = until or datetime.now(UTC)
     if until <= since:
         raise click.UsageError("--until must be later than --since")
-    total = ranges.RangeTotal(sink, since, until, position)
-    place = config.spool.path / SHARD
-    if not place.is_dir():
-        fail(f"there is no spool at {place}: the gateway was never started here")
+    paths = shards_of(config, shard)
+    if position:
+        only_shard(paths, "--from")
+    totals = [ranges.RangeTotal(path.name, sink, since, until, position) for path in paths]
     if dry_run:
-        ranges.survey(config, total)
-        _explain(total, config.spool.retain_secs)
-        click.echo(f"{sink}: {total.matched} events would be replayed")
+        for total in totals:
+            ranges.survey(config, total)
+        _explain(totals, config.spool.retain_secs)
+        click.echo(f"{sink}: {sum(total.matched for total in totals)} events would be replayed")
         return
     refuse_root(config.spool.path)
-    try:
-        with interruptible(), output.progress("replay") as advance:
-            is_running = ranges.replay(
-                config, total, lambda: advance(total.position - total.first, total.end - total.first)
-            )
-    except (EdgeError, OSError, KeyboardInterrupt) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        how_far = f"{total.moved} events were replayed to {sink} before. To go on:"
-        fail(f"{reason}\n{how_far}\n  {_command(config_path, total)}")
-    _explain(total, config.spool.retain_secs)
-    click.echo(f"{sink}: {total.moved} events replayed{'' if is_running else '; it gets them at the next start'}")
+    is_running = False
+    for index, total in enumerate(totals):
+        try:
+            with interruptible(), output.progress("replay") as advance:
+                is_running = ranges.replay(
+                    config,
+                    total,
+                    lambda total=total: advance(total.position - total.first, total.end - total.first),  # type: ignore[misc]
+                )
+        except (EdgeError, OSError, KeyboardInterrupt) as error:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            how_far = f"{sum(one.moved for one in totals)} events were replayed to {sink} before. To go on:"
+            commands = [
+                _command(config_path, one, named=len(totals) > 1 or shard is not None) for one in totals[index:]
+            ]
+            fail("\n".join([reason, how_far, *(f"  {command}" for command in commands)]))
+    _explain(totals, config.spool.retain_secs)
+    moved = sum(total.moved for total in totals)
+    click.echo(f"{sink}: {moved} events replayed{'' if is_running else '; it gets them at the next start'}")
 
 
-def _command(config_path: Path, total: RangeTotal) -> str:
+def _command(config_path: Path, total: RangeTotal, *, named: bool) -> str:
     """Return the command that goes on where this one stopped."""
     words = ["edge", "spool", "replay", "--sink", total.sink]
     words += ["--since", total.since.isoformat(), "--until", total.until.isoformat(), "--from", str(total.position)]
+    if named:
+        words += ["--shard", total.shard]
     return shlex.join(words if config_path == DEFAULT_CONFIG else [*words, "-c", str(config_path)])
 
 
-def _explain(total: RangeTotal, retain_secs: float) -> None:
+def _explain(totals: Sequence[RangeTotal], retain_secs: float) -> None:
     """Say what of the range is not there; leave with 1 when nothing is."""
     kept = f"events that every sink has had are kept for spool.retain_secs, which is {retain_secs:g}"
-    oldest = None if total.oldest is None else total.oldest.isoformat(timespec="seconds")
+    sink, since = totals[0].sink, totals[0].since
+    moments = [total.oldest for total in totals if total.oldest is not None]
+    oldest = min(moments).isoformat(timespec="seconds") if moments else None
+    matched = sum(total.matched for total in totals)
     notes = []
     if oldest is None:
-        notes.append(f"the spool holds nothing any more that {total.sink} has had: {kept}")
-    elif not total.matched:
+        notes.append(f"the spool holds nothing any more that {sink} has had: {kept}")
+    elif not matched:
         notes.append(f"nothing of that time is in the spool; its oldest events were received at {oldest}: {kept}")
-    elif total.oldest is not None and total.oldest > total.since and total.first > 0:
+    elif min(moments) > since and any(total.first > 0 for total in totals):
         notes.append(f"what was received before {oldest} is not in the spool any more: {kept}")
-    if total.pending:
-        notes.append(f"{total.pending} events are still pending for {total.sink}: it gets them without a replay")
-    if total.lost:
-        notes.append(f"{total.lost} events of the range were missing: released meanwhile, or lost")
-    if total.unreadable:
-        notes.append(f"{total.unreadable} events of the range cannot be read")
+    for n_events, what in (
+        (sum(total.pending for total in totals), f"are still pending for {sink}: it gets them without a replay"),
+        (sum(total.lost for total in totals), "of the range were missing: released meanwhile, or lost"),
+        (sum(total.unreadable for total in totals), "of the range cannot be read"),
+    ):
+        if n_events:
+            notes.append(f"{n_events} events {what}")
     for note in notes:
         click.echo(note, err=True)
-    if not total.matched:
+    if not matched:
         click.echo("nothing matches", err=True)
         raise SystemExit(NEGATIVE)

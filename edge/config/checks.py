@@ -150,19 +150,6 @@ class OneOf(Check):
         raise Mistake(f"must be {self.words}", near)
 
 
-class NotYet(Check):
-    """An option of which this version knows one value only."""
-
-    def __init__(self, check: Check, *, only: Any, what: str, advice: str) -> None:
-        self.words = check.words
-        self._check, self._only, self._what, self._advice = check, only, what, advice
-
-    def _take(self, value: Any) -> Any:
-        if self._check(value) != self._only:
-            raise Mistake(self._what, self._advice)
-        return value
-
-
 class OrNull(Check):
     """What another check takes, or null."""
 

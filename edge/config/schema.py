@@ -18,7 +18,6 @@ from edge.config.addresses import AddressError, check_network, check_origin, par
 from edge.config.checks import (
     ListOf,
     MappingOf,
-    NotYet,
     Number,
     OneOf,
     Options,
@@ -140,9 +139,13 @@ SERVER = {
     Optional(
         "http", default="fast", description="The HTTP server: fast (llhttp and asyncio), or Tornado's own."
     ): OneOf("fast", "tornado"),
-    Optional("workers", default=1, description="Processes that take events."): NotYet(
-        Whole(1, example=1), only=1, what="more than 1 is not in this version", advice="write 1"
-    ),
+    Optional(
+        "workers",
+        default=1,
+        description="Processes that take events, each with a shard of the spool. Above 1 one more process delivers, and"
+        " each one that takes events gets its share of limits.connections, of the keys' rate limits and of"
+        " spool.max_bytes.",
+    ): Whole(1, 64, example=2),
     Optional("tls", default=None, description="Encrypts the ingest listeners; off when absent."): OrNull(Options(TLS)),
     Optional(
         "trusted_proxies",

@@ -32,9 +32,31 @@ def check_together(source: Source, sections: Mapping[str, Any]) -> None:
             source.add(("admin", "listen"), "is where server listens too", "write another port")
     if spool and dead_letters and FilePath(spool["path"]) == FilePath(dead_letters["path"]):
         source.add(("dead_letters", "path"), "is the path of the spool too", "write another directory")
+    if server and server["workers"] > 1:
+        _check_workers(source, server["workers"], spool, sections.get("dedup"))
     if server:
         _check_limits(source, server["limits"])
         _check_keys(source, server, sections["auth"]["keys"] if "auth" in sections else [])
+
+
+def _check_workers(
+    source: Source, workers: int, spool: Mapping[str, Any] | None, dedup: Mapping[str, Any] | None
+) -> None:
+    """Look for what several processes cannot do, or not with so little."""
+    if dedup and dedup["enabled"]:
+        source.add(
+            ("dedup", "enabled"),
+            f"cannot be on with server.workers {workers}: each process would know only the ids of its own events",
+            "write server.workers 1, or leave it to targets to drop repeats",
+        )
+    if spool and spool["max_bytes"] is not None:
+        least = 2 * spool["segment_bytes"] * (workers + 1)
+        if spool["max_bytes"] < least:
+            source.add(
+                ("spool", "max_bytes"),
+                f"must hold two segments or more for each of the {workers + 1} shards of server.workers {workers}",
+                f"write {least} or more, a smaller segment_bytes, or fewer workers",
+            )
 
 
 def _check_limits(source: Source, limits: Mapping[str, Any]) -> None:

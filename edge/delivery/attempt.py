@@ -65,6 +65,9 @@ class Caller:
     never called concurrently), except at drain.
     """
 
+    waited_secs = 0.0
+    """How long the last call waited before the hook was called."""
+
     def __init__(self) -> None:
         self._task: asyncio.Task[Answer] | None = None
         self._let_go: asyncio.Future[None] | None = None
@@ -78,10 +81,14 @@ class Caller:
         """Await the hook for at most `timeout_secs` and return how it ended; never raises what the plugin raised."""
         if self._task is not None and not await self._end_of(self._task):
             return CANCELLED
-        self._task = task = asyncio.get_running_loop().create_task(_guarded(hook, timeout_secs))
+        self._task = task = asyncio.get_running_loop().create_task(self._run(hook, timeout_secs))
         if not await self._end_of(task) or task.cancelled():
             return CANCELLED
         return task.result()
+
+    async def _run(self, hook: Callable[[], Awaitable[Any]], timeout_secs: float) -> Answer:
+        """Call the hook; what a call has to wait for comes before its time begins."""
+        return await _guarded(hook, timeout_secs)
 
     async def _end_of(self, task: asyncio.Task[Answer]) -> bool:
         """Wait for the end of a call; False when `let_go` was called before."""

@@ -80,6 +80,7 @@ class Delivery:
         waiter: Waiter,
         rng: random.Random,
         recorder: FlightRecorder,
+        caller: Caller | None = None,
     ) -> None:
         self._sink = sink
         self._config = config
@@ -93,7 +94,7 @@ class Delivery:
         self._letters_backoff = Backoff(config.retry, rng)
         self._reporter = Reporter(sink.id, clock)
         self.breaker = CircuitBreaker(rng, config.retry)
-        self.caller = Caller()
+        self.caller = caller or Caller()
         self.recorder = recorder
         self.reporter = self._reporter
         self.is_open = False
@@ -186,7 +187,7 @@ class Delivery:
                 self.breaker.begin()
                 started = self._clock.monotonic()
                 answer = await self.caller.call(lambda: self._sink.deliver(batch), self._config.timeout_secs)
-                secs = self._clock.monotonic() - started
+                secs = self._clock.monotonic() - started - self.caller.waited_secs
         finally:
             self.recorder.end(survived=answer.result is not None)
         return answer, secs

@@ -24,8 +24,8 @@ PAGE_READS = 8
 OLDEST_BYTES = 64 * 1024
 
 
-class Spool(Appendable, Protocol):
-    """The part of the spool's log that a range is read from and appended to."""
+class Readable(Protocol):
+    """The part of a shard that a range is read from."""
 
     @property
     def first_seq(self) -> int:
@@ -33,6 +33,24 @@ class Spool(Appendable, Protocol):
 
     def read(self, position: int, max_bytes: int) -> ReadResult:
         """Return frames from a position on. Blocks."""
+
+
+class Spool(Readable, Appendable, Protocol):
+    """What a range is read from and appended to."""
+
+
+class AppendedElsewhere:
+    """A shard to read from, and the one to append to: that of who delivers, which another process's is not."""
+
+    def __init__(self, source: Readable, target: Appendable) -> None:
+        self.read = source.read
+        self.append = target.append
+        self._source = source
+
+    @property
+    def first_seq(self) -> int:
+        """Number of the first event that may still be there."""
+        return self._source.first_seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +173,7 @@ def received_at(frame: Frame) -> datetime | None:
     return parse_time(str(meta.get("received_at", "")))
 
 
-async def oldest_received_at(log: Spool, end: int) -> datetime | None:
+async def oldest_received_at(log: Readable, end: int) -> datetime | None:
     """Return when the oldest events before `end` that are still in the spool were received; None when none are."""
     position = log.first_seq
     while position < end:

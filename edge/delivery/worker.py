@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 
@@ -14,7 +15,7 @@ from edge.api import EdgeError
 from edge.clock import Clock
 from edge.config.model import BatchOptions, SinkConfig
 from edge.delivery.attempt import Caller, DeliverySink
-from edge.delivery.batcher import Batcher
+from edge.delivery.batcher import Batcher, Readable
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
 from edge.delivery.dropping import AT_ONCE, Dropper
@@ -24,7 +25,6 @@ from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
 from edge.delivery.waiting import Waiter
 from edge.delivery.window import Window
 from edge.spool.cursor import Cursor
-from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,17 @@ ABORT_SECS = 0.25
 CLOSE_SECS = 0.5
 """What `edge_close` may take when the time for stopping is used up."""
 EPOCH_YEAR = 1970
+
+
+class Source(Readable, Protocol):
+    """A shard of the spool as its sinks' workers see it: a log, or what follows the log of another process."""
+
+    @property
+    def first_seq(self) -> int:
+        """Number of the first event that may still be there."""
+
+    def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
+        """Have `callback` called on the loop with `durable_seq` after commits; returns what ends that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class SinkWorker:
         self,
         sink: DeliverySink,
         config: SinkConfig,
-        log: Log,
+        log: Source,
         cursor_file: Saveable,
         dead_letters: DeadLetterStore | None,
         observer: DeliveryObserver,
@@ -78,6 +89,7 @@ class SinkWorker:
         shard: str = "shard-000",
         rng: random.Random | None = None,
         recorder: FlightRecorder | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self.id = sink.id
         self.dead_letters = dead_letters
@@ -93,6 +105,7 @@ class SinkWorker:
         self._waiter = Waiter(clock)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"edge-sink-{sink.id}")
         self._recorder = recorder or FlightRecorder(sink.id)
+        self._caller = caller
         self._noticed_at: float | None = None
         self._window: Window | None = None
         self._keeper: CursorKeeper
@@ -141,6 +154,7 @@ class SinkWorker:
             self._waiter,
             self._rng,
             self._recorder,
+            self._caller,
         )
         self._dropper = Dropper(self._waiter, self._delivery, self._keeper, self._clock)
         self._unsubscribe = self._log.subscribe(self._committed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prometheus_client.exposition import choose_encoder
 from tornado.web import Application, HTTPError
 
@@ -34,7 +32,7 @@ class MetricsHandler(AdminHandler):
         except HTTPError:
             return answers.refuse("http.malformed", "name[]", "must be UTF-8")
         encode, content_type = choose_encoder(self.request.headers.get("Accept", ""))
-        registry: Any = self.site.gateway.metrics.registry
+        registry = await self.site.registry()
         if names:
             registry = registry.restricted_registry(names)
         self.set_header("Content-Type", content_type)
@@ -49,7 +47,7 @@ class HealthAdminHandler(AdminHandler):
 
     async def respond(self) -> Answer:
         """Answer 200, or 503 while draining."""
-        draining = self.site.gateway.draining
+        draining = self.site.is_draining
         return Answer(503 if draining else 200, {"status": "fail" if draining else "pass"})
 
 
@@ -60,7 +58,7 @@ class ReadyHandler(AdminHandler):
 
     async def respond(self) -> Answer:
         """Answer 200 when every check passes, else 503."""
-        checks = self.site.gateway.checks()
+        checks = await self.site.checks()
         ok = all(check.ok for check in checks)
         body = {
             "status": "pass" if ok else "fail",

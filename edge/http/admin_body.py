@@ -47,6 +47,14 @@ def whole_number(body: dict[str, Any], name: str) -> int | None:
     return value
 
 
+def word(body: dict[str, Any], name: str) -> str | None:
+    """Return a field that is a text; None when it is absent."""
+    value = body.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise BodyShapeError(name, "must be a string")
+    return value
+
+
 def moment(body: dict[str, Any], name: str) -> datetime | None:
     """Return a field that is a time; None when it is absent."""
     text = body.get(name)

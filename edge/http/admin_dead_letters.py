@@ -45,7 +45,7 @@ class DeadLettersHandler(AdminHandler):
         except BodyShapeError as error:
             return refusal(400, "Bad request", "http.body", error.field, error.message)
         sink = selection.sink or ""
-        if self.site.gateway.draining:
+        if self.site.is_draining:
             return answers.busy("busy.draining")
         try:
             async with self._store(sink) as store:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import structlog
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from edge.gateway import Gateway
+from edge.gateway import Check, Gateway
 from edge.http import answers
 from edge.http.answers import Answer
 from edge.http.connections import SECURITY_HEADERS
@@ -25,6 +25,8 @@ from edge.http.early import Linger, expects_body
 from edge.http.framing import KNOWN_METHODS, OTHER_METHOD
 from edge.http.handlers import REQUEST_ID
 from edge.http.server import ADMIN_BODY_BYTES, UNLIMITED
+from edge.peers import Peers
+from edge.scrape import registry_of
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +39,22 @@ class AdminSite:
     token: str
     reload: Callable[[], Awaitable[None]]
     """Reads the configuration file again and puts it in place; raises what is wrong with it."""
+    peers: Peers | None = None
+    """The other processes of the gateway; None where there is one process."""
+
+    async def checks(self) -> list[Check]:
+        """Return what readiness depends on."""
+        return self.gateway.checks() if self.peers is None else await self.peers.checks()
+
+    async def registry(self) -> Any:
+        """Return the registry that a scrape is encoded from."""
+        return self.gateway.metrics.registry if self.peers is None else registry_of(await self.peers.scrape())
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the gateway is stopping."""
+        board = self.gateway.role.board
+        return self.gateway.draining or (board is not None and board.is_draining)
 
 
 @stream_request_body

@@ -13,13 +13,23 @@ from typing import Any
 import structlog
 
 from edge.api import EdgeError
-from edge.delivery.replay_range import Range, RangeInterruptedError, RangeReport, oldest_received_at, replay_page
+from edge.delivery.replay_range import (
+    AppendedElsewhere,
+    Range,
+    RangeInterruptedError,
+    RangeReport,
+    oldest_received_at,
+    replay_page,
+)
 from edge.delivery.worker import SinkWorker
 from edge.door import BUSY_CODES
 from edge.http import answers
-from edge.http.admin_body import BodyShapeError, json_object, moment, only_known, whole_number
+from edge.http.admin_body import BodyShapeError, json_object, moment, only_known, whole_number, word
 from edge.http.admin_handler import AdminHandler, refusal
 from edge.http.answers import Answer
+from edge.peers import LONG_SECS
+from edge.roles import SHARD, shard_number
+from edge.spool.log import Log
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +42,7 @@ class SpoolHandler(AdminHandler):
 
     async def respond(self) -> Answer:
         """Do a page of the work, and say where to go on."""
-        if self.site.gateway.draining:
+        if self.site.is_draining:
             return answers.busy("busy.draining")
         try:
             body = json_object(bytes(self.body))
@@ -57,18 +67,32 @@ def busy(error: BaseException) -> Answer:
 class SpoolRepairHandler(SpoolHandler):
     """`POST /spool/repair`: rewrite damaged segments without their bad bytes, those not being written any more."""
 
+    fields = ("position", "shard")
+
     async def work(self, body: dict[str, Any], position: int) -> Answer:
         """Repair for about two seconds, beside the event loop, and say what was found."""
-        report = await asyncio.to_thread(self.site.gateway.spool.repair, position)
-        if report.findings:
-            log.info("the spool was looked through", findings=len(report.findings), missing=report.missing_events)
-        return Answer(200, {"status": "success", **asdict(report)})
+        report = await self._repair(word(body, "shard") or SHARD, position)
+        if report is None:
+            return answers.refuse("http.not_found", "shard", "is not one that this gateway has")
+        if report["findings"]:
+            missing = sum(gap["n_events"] for gap in report["missing"])
+            log.info("the spool was looked through", findings=len(report["findings"]), missing=missing)
+        return Answer(200, {"status": "success", **report})
+
+    async def _repair(self, shard: str, position: int) -> dict[str, Any] | None:
+        """Have the process that owns a shard repair it; None for a shard that nobody here owns."""
+        source = self.site.gateway.shards.source(shard)
+        if isinstance(source, Log):
+            return asdict(await asyncio.to_thread(source.repair, position))
+        if source is None or self.site.peers is None:
+            return None
+        return await self.site.peers.ask(shard_number(shard), "repair", LONG_SECS, position=position)
 
 
 class SpoolReplayHandler(SpoolHandler):
     """`POST /spool/replay`: deliver events of a time again to one sink, as far as the spool still holds them."""
 
-    fields = ("position", "end", "sink", "since", "until")
+    fields = ("position", "end", "sink", "since", "until", "shard")
 
     async def work(self, body: dict[str, Any], position: int) -> Answer:
         """Append a page of the range for the sink, and say how far that came.
@@ -77,11 +101,15 @@ class SpoolReplayHandler(SpoolHandler):
         """
         sink, since, until = _what(body)
         gateway = self.site.gateway
-        worker = gateway.worker(sink)
+        shard = word(body, "shard") or SHARD
+        workers, source = gateway.shards.workers(shard), gateway.shards.source(shard)
+        if workers is None or source is None:
+            return answers.refuse("http.not_found", "shard", "is not one that this gateway has")
+        worker = workers.get(sink)
         if worker is None:
             return answers.refuse("http.not_found", "sink", "is not configured")
-        spool, asked_end = gateway.spool, whole_number(body, "end")
-        end, pending = _reach(worker, spool.durable_seq)
+        spool, asked_end = AppendedElsewhere(source, gateway.spool), whole_number(body, "end")
+        end, pending = _reach(worker, source.durable_seq)
         wanted = Range(since, until, end if asked_end is None else min(asked_end, end))
         start = max(position, spool.first_seq)
         try:

@@ -401,6 +401,10 @@ class FastServer:
         self.connections.add(connection)
         return len(self.connections) <= self.bound
 
+    def serve(self, connection: socket.socket, address: Any) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        self._serve(connection, address)
+
     def _serve(self, connection: socket.socket, address: Any) -> None:
         if self.tls and self.open_connections >= self.bound:
             # An answer would have to wait for the handshake, and the connection with it.

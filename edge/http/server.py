@@ -82,6 +82,10 @@ class EdgeHTTPServer(HTTPServer):
         """Do what `stop_accepting` does: Tornado's own would reset the connections in the backlog."""
         self.stop_accepting()
 
+    def serve(self, connection: socket.socket, address: Any) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        self._serve(connection, address)
+
     def _serve(self, connection: socket.socket, address: Any) -> None:
         """Serve a connection, or turn it away when there are too many."""
         if len(self.streams) >= self.bound:
@@ -200,6 +204,47 @@ def listen(addresses: Sequence[str]) -> list[socket.socket]:
             sock.close()
         raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
     return sockets
+
+
+def listen_each(addresses: Sequence[str], n: int) -> list[list[socket.socket]]:
+    """Return listening sockets as `listen` does, for each of several processes.
+
+    Of a TCP address each process has a socket of its own, and the system spreads the connections over them. A unix
+    socket they share.
+    """
+    first = listen(addresses)
+    names = [(sock.family, sock.getsockname()) for sock in first]
+    shared = [sock for sock in first if sock.family == socket.AF_UNIX]
+    for sock in first:
+        # They have shown that nobody else listens there, which no socket that shares its port can.
+        if sock.family != socket.AF_UNIX:
+            sock.close()
+    try:
+        return [
+            [
+                *(_bind_sharing(family, name) for family, name in names if family != socket.AF_UNIX),
+                *(sock.dup() for sock in shared),
+            ]
+            for _ in range(n)
+        ]
+    except OSError as error:
+        raise ListenError(f"cannot listen on {addresses}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        for sock in shared:
+            sock.close()
+
+
+def _bind_sharing(family: int, name: Any) -> socket.socket:
+    """Return a listening socket at an address that others of the same user may listen at as well."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+    sock.bind(name)
+    sock.listen(BACKLOG)
+    return sock
 
 
 def _bind(address: str) -> list[socket.socket]:

@@ -28,6 +28,7 @@ from edge.spool.reader import Reader, ReadResult
 from edge.spool.recovery import Recovery, check_meta, discover, recover
 from edge.spool.release import Releaser
 from edge.spool.rewrite import RepairReport, Rewriter
+from edge.spool.seam import Seam, SharedIndex
 from edge.spool.segment import SegmentFiles, SegmentIndex
 from edge.spool.writer import Durability, Writer
 
@@ -136,13 +137,17 @@ class Log:
         files: Files | None = None,
         stall_secs: float = STALL_SECS,
         queue_bytes: int = QUEUE_BYTES,
+        seam: Seam | None = None,
     ) -> Log:
         """Take the directory `path`, recover what is in it and start the writer thread; blocks.
 
         The next event's number is at least `floor` and at least every cursor in the directory. `shard` defaults to the
         directory's name. Raises `SpoolLockedError` when another process owns the directory, `SpoolFormatError` when a
         newer version wrote it, `SpoolFailedError` when it cannot be used at all. A full disk is no reason not to open.
+        At a `seam` another process follows the log; numbers that were published there are not used again.
         """
+        if seam is not None:
+            floor = max(floor, seam.durable_seq)
         path = path.absolute()
         files = files or Files()
         fds: list[int] = []
@@ -160,7 +165,8 @@ class Log:
         except SpoolError:
             _close_all(fds)
             raise
-        index = SegmentIndex(recovery.segments, recovery.next_seq)
+        segments, next_seq = recovery.segments, recovery.next_seq
+        index = SegmentIndex(segments, next_seq) if seam is None else SharedIndex(segments, next_seq, seam)
         segment_files = SegmentFiles(fds[2])
         releaser = Releaser(fds[0], files, index, segment_files, quarantine, retain_secs)
         queue = AppendQueue(queue_bytes)

@@ -7,17 +7,28 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from edge.spool.errors import SpoolFailedError
 from edge.spool.files import read_at
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, Frame
 from edge.spool.quarantine import Quarantine
 from edge.spool.scan import Damage, ReadAt, scan
-from edge.spool.segment import Segment, SegmentFiles, SegmentIndex, View
+from edge.spool.segment import Segment, SegmentFiles, View
 
 _CHUNK_BYTES = 64 * 1024
 _LARGE_CHUNK_BYTES = 1024 * 1024
 _HINTS = 256
+
+
+class Index(Protocol):
+    """The segments of a log in order, and how far they may be read."""
+
+    def locate(self, position: int) -> View | None:
+        """Return the segment that holds event `position`, or the first one after it; None when nothing durable is."""
+
+    def holds(self, segment: Segment) -> bool:
+        """Say whether a segment is still part of the log."""
 
 
 @dataclass(slots=True)
@@ -37,7 +48,7 @@ class ReadResult:
 class Reader:
     """Reads frames for any number of sinks, each with a position of its own. Safe to use from any thread."""
 
-    def __init__(self, index: SegmentIndex, segment_files: SegmentFiles, quarantine: Quarantine) -> None:
+    def __init__(self, index: Index, segment_files: SegmentFiles, quarantine: Quarantine) -> None:
         self._index = index
         self._segment_files = segment_files
         self._quarantine = quarantine

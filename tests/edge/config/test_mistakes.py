@@ -83,9 +83,17 @@ BROKEN = {
         BASE + "server: {http: fats}\n",
         "3: server.http: must be one of: fast, tornado; did you mean fast?",
     ),
-    "later_workers": (
-        BASE + "server: {workers: 2}\n",
-        "3: server.workers: more than 1 is not in this version; write 1",
+    "too_many_workers": (
+        BASE + "server: {workers: 65}\n",
+        "3: server.workers: must not be more than 64; write e.g. 2",
+    ),
+    "dedup_with_workers": (
+        BASE + "server: {workers: 2}\ndedup: {enabled: true}\n",
+        "4: dedup.enabled: cannot be on with server.workers 2: each process would know only the ids of its own events;",
+    ),
+    "spool_too_small_for_workers": (
+        BASE + "server: {workers: 3}\nspool:\n  segment_bytes: 1048576\n  max_bytes: 4194304\n",
+        "6: spool.max_bytes: must hold two segments or more for each of the 4 shards of server.workers 3; write 83886",
     ),
     "listen_without_port": (
         BASE + "server: {listen: localhost}\n",

@@ -181,6 +181,25 @@ def spool(io_loop: Any, tmp_path: Path) -> Iterator[Spool]:
     io_loop.run_sync(made.log.close)
 
 
+class Pair:
+    """Two spools, the shards of one gateway."""
+
+    def __init__(self, spools: list[Spool]) -> None:
+        self.spools = spools
+        self.observer = CountingObserver()
+
+    def __iter__(self) -> Iterator[tuple[Path, Log]]:
+        return iter([(one.path, one.log) for one in self.spools])
+
+
+@pytest.fixture
+def logs(spool: Spool, io_loop: Any) -> Iterator[Pair]:
+    other = Spool(spool.path.with_name("shard-001"), io_loop.asyncio_loop)
+    other.n = 1000
+    yield Pair([spool, other])
+    io_loop.run_sync(other.log.close)
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()

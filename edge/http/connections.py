@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import secrets
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -22,6 +26,15 @@ from edge.http.answers import Answer
 from edge.http.framing import CHUNK_LINE_BYTES, MalformedError
 
 log = structlog.get_logger(__name__)
+
+_SO_ATTACH_FILTER: Final = 26
+_NO_SYN: Final = (
+    struct.pack("HBBI", 0x30, 0, 0, 13),  # load the byte with the flags out of the TCP header
+    struct.pack("HBBI", 0x45, 0, 1, 0x02),  # SYN: go on; else skip one
+    struct.pack("HBBI", 0x06, 0, 0, 0),  # drop
+    struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF),  # keep
+)
+"""A socket filter, as classic BPF (linux/filter.h), that drops what begins a connection."""
 
 TORNADO_400: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 """What Tornado writes when it cannot read a request."""
@@ -191,6 +204,20 @@ def closing_bytes(answer: Answer, *, tls: bool = False) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def drop_attempts(listening: socket.socket) -> None:
+    """Have the system drop attempts to connect that begin from now on, as far as it can (Linux, TCP).
+
+    Whoever connected between the last `accept` and the close would be reset. So nobody new gets in any more; the
+    attempt is repeated within a second, by the peer's system, and refused then. See socket(7), SO_ATTACH_FILTER.
+    """
+    if listening.family == socket.AF_UNIX or not sys.platform.startswith("linux"):
+        return
+    program = ctypes.create_string_buffer(b"".join(_NO_SYN))
+    pointer = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+    with suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+
+
 class Acceptor:
     """Accepts the connections of one listening socket, which it owns.
 
@@ -217,6 +244,8 @@ class Acceptor:
         else:
             self._loop.remove_handler(self._listening)
         self._stopped = True
+        if getattr(self._listening, "ends_for_all", True):
+            drop_attempts(self._listening)
         for _ in range(MOST_WAITING // ACCEPT_AT_ONCE):
             if not self._accept_some():
                 break

@@ -30,8 +30,8 @@ def assert_books_balance(metrics: dict[str, float], n_accepted: int) -> None:
 def test_two_processes_take_events_and_one_delivers_them(several: Any, example_event: Any, tmp_path: Path) -> None:
     gateway = several()
     names = [f"evt-{number}" for number in range(60)]
+    gateway.until(lambda: gateway.checks()["status"] == "pass")  # until then one accepts for the other
     gateway.post_all(example_event, names)
-    gateway.until(lambda: gateway.checks()["status"] == "pass")
     metrics = gateway.until_delivered()
     assert sorted(gateway.delivered_ids()) == sorted(names)
     assert_books_balance(metrics, 60)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tornado
+
+from edge.http.connections import drop_attempts
 
 pytestmark = pytest.mark.both_servers
 
@@ -143,3 +147,21 @@ async def test_drain_closes_idle_connections_and_answers_the_others(
             assert await reader.read() == b""
         writer.close()
     assert gateway.gateway.spool.durable_seq == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux drops attempts to connect")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_who_connected_before_is_accepted_and_nobody_connects_after_that(family: socket.AddressFamily) -> None:
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with socket.socket(family) as listening, socket.socket(family) as early, socket.socket(family) as late:
+        listening.bind((host, 0))
+        listening.listen()
+        early.connect(listening.getsockname()[:2])
+        drop_attempts(listening)
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # neither connected nor reset: its system tries again
+            late.connect(listening.getsockname()[:2])
+        accepted, _ = listening.accept()
+        with accepted:
+            early.sendall(b"still here")
+            assert accepted.recv(100) == b"still here"

@@ -107,6 +107,8 @@ class SinkWorker:
         self._recorder = recorder or FlightRecorder(sink.id)
         self._caller = caller
         self._noticed_at: float | None = None
+        self._finish_at = 0
+        """How far the spool reached when the worker was told to deliver what is pending."""
         self._window: Window | None = None
         self._keeper: CursorKeeper
         self._delivery: Delivery
@@ -305,7 +307,7 @@ class SinkWorker:
                 return batcher.cut()
             now = self._clock.monotonic()
             unread = self._log.durable_seq - batcher.read_position
-            if self._waiter.finishing and not unread and not batcher.behind:
+            if self._waiter.finishing and batcher.read_position >= self._finish_at and not batcher.behind:
                 return None
             due_at = now if self._waiter.finishing else self._due_at(now, unread)
             due = due_at is not None and now >= due_at
@@ -371,6 +373,8 @@ class SinkWorker:
         deadline = loop.time() + timeout_secs
         run = self._tasks[0]
         if deliver_pending:
+            # What comes after this waits for the next start: while other processes take events, there is always more.
+            self._finish_at = self._log.durable_seq
             self._waiter.finish()
         else:
             self._waiter.stop()

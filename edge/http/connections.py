@@ -244,7 +244,7 @@ class Acceptor:
         else:
             self._loop.remove_handler(self._listening)
         self._stopped = True
-        if getattr(self._listening, "ends_for_all", True):
+        if getattr(self._listening, "ends_for_all", False):  # and nobody is to accept from it after this process
             drop_attempts(self._listening)
         for _ in range(MOST_WAITING // ACCEPT_AT_ONCE):
             if not self._accept_some():

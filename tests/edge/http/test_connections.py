@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import tornado
 
-from edge import runtime
+from edge import process
 from edge.http import connections, fast
 from edge.http.connections import Acceptor, connection_bound
 from edge.http.server import listen
@@ -148,7 +148,7 @@ async def test_peer_that_does_not_take_its_answers_is_cut_off(
     launch: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any, example_event: Any
 ) -> None:
     monkeypatch.setattr(connections, "WRITE_SECS", 0.2)
-    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
+    monkeypatch.setattr(process, "SWEEP_EVERY_SECS", 0.1)
     gateway = await launch()
     server = gateway.process._ingest
     reader = socket.socket()
@@ -219,7 +219,7 @@ async def test_peer_that_does_not_take_the_last_answers_is_cut_off(
 ) -> None:
     monkeypatch.setattr(fast, "WRITE_BUFFER_BYTES", 1 << 30)  # less than that is left when the connection ends
     monkeypatch.setattr(connections, "WRITE_SECS", 0.3)
-    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
+    monkeypatch.setattr(process, "SWEEP_EVERY_SECS", 0.1)
     gateway = await launch()
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

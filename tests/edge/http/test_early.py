@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge import runtime
+from edge import process
 from edge.http import early, fast, handlers
 
 pytestmark = pytest.mark.both_servers
@@ -155,7 +155,7 @@ async def test_slow_body_is_answered_and_cut_off_while_others_are_served(
 ) -> None:
     monkeypatch.setattr(handlers, "GRACE_SECS", 0.1)
     monkeypatch.setattr(fast, "GATHER_SECS", 0.1)
-    monkeypatch.setattr(runtime, "SWEEP_EVERY_SECS", 0.1)
+    monkeypatch.setattr(process, "SWEEP_EVERY_SECS", 0.1)
     monkeypatch.setattr(early, "LINGER_SECS", 0.1)
     gateway = await launch()
     task = asyncio.ensure_future(raw(gateway.port, ingest(b" " * 1000)[:-999], timeout_secs=5))

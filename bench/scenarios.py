@@ -75,7 +75,7 @@ AXES: Final = (
     ),
     _axis(
         "workers",
-        "Processes that take events: one has a core; two have both, one of which the load generator uses as well",
+        "Processes that take events, 64 connections: one has a core; two have both, one beside the load generator",
         "workers",
         ((count, Point(batch_events=size, connections=64, workers=count)) for size in ONE_AND_MANY for count in (1, 2)),
     ),

@@ -28,7 +28,7 @@ HERE: Final = Path(__file__).parent
 RECORDED: Final = HERE / "instructions.json"
 TOLERANCE: Final = 0.10
 """Room for another build of the same Python and other releases of what ours stands on; a real loss is larger."""
-UNITS: Final = {"reference": REFERENCES, "single": SINGLES, "batch": BATCHES * BATCH_EVENTS}
+UNITS: Final = {"reference": REFERENCES, "single": SINGLES, "new_head": SINGLES, "batch": BATCHES * BATCH_EVENTS}
 TIMEOUT_SECS: Final = 600
 
 EXIT_GROWN, EXIT_SKIPPED = 1, 2
@@ -113,9 +113,9 @@ def main() -> None:
         print(f"recorded for {_key()}: {counted}")
         return
     assert known is not None  # noqa: S101 - tells mypy what was left above
-    grown = [kind for kind, figure in counted.items() if figure > known[kind] * (1 + TOLERANCE)]
+    grown = [kind for kind, figure in counted.items() if figure > known.get(kind, 0.0) * (1 + TOLERANCE)]
     for kind, figure in counted.items():
-        print(f"{kind:8} {figure:8.3f} of the reference work an event, recorded {known[kind]:8.3f}")
+        print(f"{kind:8} {figure:8.3f} of the reference work an event, recorded {known.get(kind, 0.0):8.3f}")
     if grown:
         print(
             f"more than {TOLERANCE:.0%} above what is recorded: {', '.join(grown)}. If that is worth it: "

@@ -127,8 +127,12 @@ async def posts(config: GatewayConfig, counter: Counter) -> None:
     port = sockets[0].getsockname()[1]
     server.add_sockets(sockets)
     _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
-    for name, batch_events, times in (("single", 1, SINGLES), ("batch", BATCH_EVENTS, BATCHES)):
-        request = request_for(Point(batch_events=batch_events))
+    for name, point, times in (
+        ("single", Point(), SINGLES),
+        ("new_head", Point(head="new"), SINGLES),
+        ("batch", Point(batch_events=BATCH_EVENTS), BATCHES),
+    ):
+        request = request_for(point)
         await client.post(request, WARM_UP)
         with counter.counting(name):
             await client.post(request, times)

@@ -179,7 +179,7 @@ def metrics() -> Iterator[str]:
     rows = (
         (
             f"`{row.name}`",
-            "gauge" if row.kind == "scraped" else row.kind,
+            row.exposed_as,
             ", ".join(map("`{}`".format, row.labels)),
             row.help,
         )

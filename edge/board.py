@@ -29,6 +29,9 @@ class State(IntEnum):
     UP = 2
 
 
+_STATES = frozenset(State)
+
+
 class Board:
     """One place for each process; the words of a place are written by the parent alone, its snapshot by the process."""
 
@@ -76,7 +79,8 @@ class Board:
 
     def state(self, place: int) -> State:
         """What the process in a place is doing."""
-        return State(self._words[self._at(place) + _STATE])
+        word = self._words[self._at(place) + _STATE]
+        return State(word) if word in _STATES else State.DOWN
 
     @property
     def takes_events(self) -> bool:

@@ -97,6 +97,7 @@ class Door:
         self._received = 0
         self._settled = 0
         self._in_flight = 0
+        self._tasks: set[asyncio.Task[Result]] = set()
         self.stored = 0
         """Events that were accepted: durable, and the sender was told."""
 
@@ -135,7 +136,8 @@ class Door:
     def take_now(self, candidates: Candidates, context: Context, sent_at: str, done: Callable[[Result], None]) -> None:
         """Do what `take` does with the events of a small body, without a task; `done` has the result.
 
-        All are judged at once: the caller sees to it that there are few enough, and that `waits_for_nobody`.
+        Usual events are judged at once, however many the small body holds; many of which some are not get a task after
+        all. The caller sees to it that `waits_for_nobody`.
         """
         n_events = len(candidates)
         self._received += n_events
@@ -143,10 +145,15 @@ class Door:
         self._books.received(context.key_id, n_events)
         try:
             result = judge_at_once(self.plan, candidates, context)
-            payload = pack(frame_meta(context, sent_at), (result.text,)) if result.text else b""
+            payload = pack(frame_meta(context, sent_at), (result.text,)) if result is not None and result.text else b""
         except BaseException:
             self._in_flight -= n_events
             raise
+        if result is None:
+            task = asyncio.get_running_loop().create_task(self._judge_and_store(candidates, context, sent_at))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._judged_later, candidates, done))
+            return
         if not payload:
             self._end_now(result, done)
             return
@@ -154,6 +161,12 @@ class Door:
             self._store.submit(payload, result.n_accepted, partial(self._stored_now, result, done))
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
             self._stored_now(result, done, 0, error)
+
+    def _judged_later(self, candidates: Candidates, done: Callable[[Result], None], task: asyncio.Task[Result]) -> None:
+        """Go on with a request whose events took a task of their own to judge."""
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._end_now(task.result() if error is None else refuse_all(candidates, _busy_code(error)), done)
 
     def _stored_now(
         self, result: Result, done: Callable[[Result], None], seq: int, error: BaseException | None

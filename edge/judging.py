@@ -26,6 +26,8 @@ LEAST_DETAILS = 20
 """How many mistakes are listed: of one event, of a request, and of an event once its request has had its share. Without
 a bound a small body would draw an answer of many megabytes; what is not listed is counted in the last detail."""
 
+FEW_EVENTS = 20
+"""So many events, whatever they are, are judged before anybody else has the event loop."""
 ECHOED_CHARS = 256
 """So much of an event's id is sent back."""
 
@@ -161,10 +163,18 @@ class Result:
         return [Judged(outcome, self.busy, event_id=event_id[:ECHOED_CHARS]) for event_id in self.ids]
 
 
-def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Result:
-    """Judge the events of a small body; what is accepted is in `text`."""
+def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Result | None:
+    """Judge the events of a small body; None, and nothing done, for many of which some need a closer look."""
     result = judge_plainly(plan, candidates, context)
-    return result or written([judge(plan, candidate, context, EVENT_DETAILS) for candidate in candidates])
+    if result is not None or len(candidates) > FEW_EVENTS:
+        return result
+    judged: list[Judged] = []
+    room = REQUEST_DETAILS
+    for candidate in candidates:
+        item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)))
+        room -= len(item.details)
+        judged.append(item)
+    return written(judged)
 
 
 def judge_plainly(plan: Plan, candidates: Candidates, context: Context) -> Result | None:

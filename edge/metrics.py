@@ -185,7 +185,7 @@ TABLE = (
     Row(
         "edge_process_restarts_total",
         "scraped",
-        "Processes of the gateway that died and were started again.",
+        "Processes of the gateway that ended, in order or not, and were started again.",
         ("role",),
         across="max",
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -44,7 +45,11 @@ class Ledger:
     def __init__(self, gateway: Gateway, board: Board, place: int) -> None:
         self._gateway = gateway
         self._snapshot = board.snapshot(place)
-        self._before = cumulative(unpack(self._snapshot.read()))
+        try:
+            self._before = cumulative(unpack(self._snapshot.read()))
+        except (ValueError, TypeError):  # half-written by who died over it; to count from 0 is no reason to die too
+            log.warning("what an earlier process had counted is lost: its counters begin at 0", place=place)
+            self._before = {}
 
     def leave(self) -> Samples:
         """Return what is counted so far, and leave it on the board: first there, then anywhere else."""
@@ -120,7 +125,8 @@ class Peers:
         self._gateway = gateway
         self._board = board
         self._ledger = Ledger(gateway, board, DELIVERY)
-        self._numbers = itertools.count()
+        # Not from 0: an answer to a question of the one before, who is gone, is none to one of this process.
+        self._numbers = itertools.count(time.monotonic_ns())
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._lines = {place: Line(sock, self._heard) for place, sock in enumerate(socks, 1)}
         self._answering: set[int] = set(self._lines)

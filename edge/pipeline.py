@@ -114,7 +114,10 @@ class Pipeline:
                         ended[index] = Verdict(Outcome.FILTERED, _counted_reason(step, result), event)
                     else:
                         _change(event, result)
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's mistake stays the plugin's
+                except BaseException as error:
+                    # `CancelledError` too: nothing here waits, so it is that of something the plugin has cancelled.
+                    if isinstance(error, KeyboardInterrupt):
+                        raise
                     self._observer.component_failed(step, error)
                     if step.on_error == "reject":
                         ended[index] = Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)

@@ -71,6 +71,8 @@ class Place:
     """How often the configuration had been reloaded when the process was made."""
     remember: Callable[[], None] = lambda: None
     """Has the parent read the configuration again, for processes that it will start."""
+    leaving: Callable[[], None] = lambda: None
+    """Has the others accept the connections of this process."""
 
 
 Announce = Callable[[Started], None]
@@ -279,6 +281,7 @@ class Process:
                     log.error("the new configuration is wrong; the old one goes on", problem=str(problem))
                 raise
             except (Exception, SystemExit) as error:
+                self.gateway.reload_failed()
                 log.error("the new configuration cannot be used; the old one goes on", error=str(error))
                 if isinstance(error, EdgeError | OSError):
                     raise
@@ -347,6 +350,8 @@ class Process:
         if self._cover is not None:
             self._cover.stop(ends_for_all=ends_for_all)
             self._cover = None
+        if self._place is not None and not ends_for_all:
+            self._place.leaving()
         for sock in self._held:
             sock.leave(ends_for_all=ends_for_all)
         self._ingest.stop()

@@ -170,9 +170,9 @@ class Shards:
         """Start what was prepared in the place of its predecessors, on every shard."""
         self._sinks = sinks
         wanted = [config for _, config in sinks]
-        await asyncio.gather(*(shard.workers.replace(items, wanted, timeout_secs) for shard, items in prepared))
-        for shard, _ in prepared:
-            shard.has_begun = True
+        begun = await asyncio.gather(*(shard.workers.replace(items, wanted, timeout_secs) for shard, items in prepared))
+        for (shard, _), has_begun in zip(prepared, begun, strict=True):
+            shard.has_begun = has_begun
 
     async def stop(self, timeout_secs: float) -> None:
         """Let every sink deliver what is pending within the time given, then stop it, on all shards at once."""
@@ -215,6 +215,7 @@ class Shards:
         while True:
             try:
                 await self._begin_awaited()
+                await self._begin_again()
                 if not self._awaited:
                     if looks % ORPHAN_LOOKS == 0:
                         await self._adopt()
@@ -232,6 +233,13 @@ class Shards:
                 await self._begin(name, follower)
                 del self._awaited[name]
 
+    async def _begin_again(self) -> None:
+        """Start the workers that could not be started: until all are there, nothing of the shard is released."""
+        async with self._changing:
+            for shard in [shard for shard in self._shards.values() if not shard.has_begun]:
+                prepared = await asyncio.to_thread(shard.workers.prepare, self._sinks)
+                shard.has_begun = await shard.workers.replace(prepared, [config for _, config in self._sinks], 0)
+
     async def _begin(self, name: str, source: Log | Follower) -> None:
         """Start the sinks' workers on a shard."""
         shard = self._shard(name, source)
@@ -239,8 +247,7 @@ class Shards:
             self._shards[name] = shard  # at once: a drain that comes now is to find it
             try:
                 prepared = await asyncio.to_thread(shard.workers.prepare, self._sinks)
-                await shard.workers.replace(prepared, [config for _, config in self._sinks], 0)
-                shard.has_begun = True
+                shard.has_begun = await shard.workers.replace(prepared, [config for _, config in self._sinks], 0)
             except Exception:
                 del self._shards[name]
                 await shard.close()

@@ -42,6 +42,8 @@ WANTED_SECS = 0.5
 """The same for one that stopped in order, because somebody told it to."""
 FIRST_PAUSE_SECS = 0.1
 LONGEST_PAUSE_SECS = 5.0
+MOST_DOUBLINGS = 10
+"""More than lead to the longest pause."""
 FORK_PAUSE_SECS = 1.0
 SLACK_SECS = 4.0
 """What a process that drains may take on top of its time before it is killed: its own bounds are shorter."""
@@ -49,8 +51,9 @@ LEAST_DELIVERY_SECS = 0.5
 """What the delivery process gets even if the ingest processes have used up the time."""
 LOOK_SECS = 1.0
 
-UP, REMEMBER = 1, 2
-"""What children write into the pipe to the parent, with their place: I am up; the configuration was reloaded."""
+UP, REMEMBER, LEAVING = 1, 2, 3
+"""What children write into the pipe to the parent, with their place: I am up; the configuration was reloaded; I stop,
+and take no more connections."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -69,6 +72,11 @@ class Child:
     """How often in a row it died young."""
     due_at: float = 0.0
     """When it is to be started again."""
+
+
+def pause_secs(failures: int) -> float:
+    """Return how long to wait before a process is started again that has died young so often in a row."""
+    return min(LONGEST_PAUSE_SECS, FIRST_PAUSE_SECS * 2 ** min(failures - 1, MOST_DOUBLINGS)) if failures else 0.0
 
 
 class Supervisor:
@@ -119,7 +127,12 @@ class Supervisor:
             )
             announce(started)
         while not self._is_asked_to_stop():
-            self._look_after()
+            try:
+                self._look_after()
+            except Exception:
+                # Whatever it is: the processes go on, and one that dies is to be started again.
+                log.exception("periodic work failed; it is tried again", work="look_after")
+                time.sleep(LOOK_SECS)
         return self._drain()
 
     # --- starting
@@ -167,7 +180,15 @@ class Supervisor:
             def notify(notice: int) -> None:
                 os.write(self._notices[1], bytes([notice, role.place]))
 
-            place = Place(role, lines, self._life[0], self._ingest, self._board.n_reloads, lambda: notify(REMEMBER))
+            place = Place(
+                role,
+                lines,
+                self._life[0],
+                self._ingest,
+                self._board.n_reloads,
+                remember=lambda: notify(REMEMBER),
+                leaving=lambda: notify(LEAVING),
+            )
             process = Process(self._config, self._registry, self._environ, place)
             code = run_to_exit(process.serve_on(lambda _: notify(UP), ingest, admin))
         except BaseException:
@@ -217,7 +238,7 @@ class Supervisor:
         lived = now - child.started_at
         least_secs = WANTED_SECS if child.code == EXIT_OK else HEALTHY_SECS
         child.failures = 0 if child.was_up and lived >= least_secs else child.failures + 1
-        pause = min(LONGEST_PAUSE_SECS, FIRST_PAUSE_SECS * 2 ** (child.failures - 1)) if child.failures else 0.0
+        pause = pause_secs(child.failures)
         child.due_at = now + pause
         fields = {
             "role": child.role.name,
@@ -232,9 +253,12 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Have the configuration read again: by the delivery process, which has the others do it too."""
-        self._remember()
         delivery, *others = self._children
-        for child in [delivery] if delivery.pid else others:
+        if delivery.pid:
+            self._kill(delivery, signal.SIGHUP)  # it says when all have the new configuration
+            return
+        self._remember()
+        for child in others:
             self._kill(child, signal.SIGHUP)
 
     def _remember(self) -> None:
@@ -242,7 +266,7 @@ class Supervisor:
         try:
             config = load(self._config.source, self._registry, self._environ)
             refuse_fixed(self._config, config)
-        except (EdgeError, OSError):
+        except (Exception, SystemExit):  # noqa: BLE001 - components look at their options in code of their own
             return
         self._config = config
         self._board.count_reload()
@@ -291,7 +315,8 @@ class Supervisor:
                 deadline = time.monotonic() + SLACK_SECS
         # A second signal may come when a process has done all and is about to end.
         fine = {EXIT_OK, -signal.SIGTERM} if self._asked else {EXIT_OK}
-        return code if all(child.code in fine for child in running) else EXIT_FAILED
+        # One that was down by then counts as well: it did not end in order.
+        return code if all(child.code in fine for child in children) else EXIT_FAILED
 
     def _hurry(self, running: Sequence[Child]) -> None:
         """Pass on a second signal: nobody is waited for any more."""
@@ -326,11 +351,15 @@ class Supervisor:
                     self._hear(data)
 
     def _hear(self, notices: bytes) -> None:
-        if REMEMBER in notices[::2]:
-            self._remember()
+        delivery = self._children[0]
         for notice, place in zip(notices[::2], notices[1::2], strict=True):
             child = self._children[place]
-            if notice == UP and child.pid:
+            if notice == REMEMBER and (child is delivery or not delivery.pid):
+                # The delivery process comes last: when it has reloaded, all have.
+                self._remember()
+            elif notice == LEAVING and child.pid:
+                self._board.note(place, State.STARTING, child.pid)
+            elif notice == UP and child.pid:
                 child.was_up = True
                 self._board.note(place, State.UP, child.pid)
 

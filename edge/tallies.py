@@ -1,7 +1,7 @@
 """Counters and histograms that one thread alone counts: what prometheus-client's are, at a fifth of the cost.
 
 Those of prometheus-client take a lock and make several checks for each step, which is 1 to 2 us; a request counts half
-a dozen of them. These are for what is counted on the event loop only; other threads may scrape them meanwhile.
+a dozen of them. Which thread counts does not matter, as long as it is always the same one; others may scrape meanwhile.
 """
 
 from __future__ import annotations

@@ -72,11 +72,12 @@ class Workers:
         before = self._configs.get(config.id)
         return before is not None and identity(before) == identity(config)
 
-    async def replace(self, prepared: Sequence[Prepared], wanted: Sequence[SinkConfig], timeout_secs: float) -> None:
+    async def replace(self, prepared: Sequence[Prepared], wanted: Sequence[SinkConfig], timeout_secs: float) -> bool:
         """Start what was prepared, each in the place of its predecessor, and stop what is not wanted any more.
 
         The predecessors finish the attempt in hand, within the time-out; the rest is their successors' work. One sink
-        that fails to start is logged and stays stopped; it does not keep the others from their place.
+        that fails to start is logged and stays stopped; it does not keep the others from their place. Returns whether
+        every sink that is wanted has its worker.
         """
         ids = {config.id for config in wanted}
         gone = [name for name in self._workers if name not in ids]
@@ -88,6 +89,7 @@ class Workers:
         for error in results:
             if isinstance(error, BaseException):
                 log.error("a sink could not be started or stopped", exc_info=error)
+        return all(self._is_running(config) for config in wanted)
 
     async def _start(self, item: Prepared, timeout_secs: float) -> None:
         shared, store = self._pool.sink(item.sink, item.config), self._pool.store(item.config)

@@ -41,17 +41,14 @@ class SharedSink:
 
     async def ready(self) -> None:
         """Wait until the sink whose place this one takes has been closed."""
-        before, self._before = self._before, None
-        if before is None or not before.users:
+        if self._before is None:
             return
         try:
             async with asyncio.timeout(PREDECESSOR_SECS):
-                await before.closed()
+                await self._before.closed()
         except TimeoutError:
             log.error("a changed sink is used although its predecessor was not closed", sink=self.sink.id)
-        except asyncio.CancelledError:
-            self._before = before
-            raise
+        self._before = None  # by whoever waited first: all who came before have waited for the same
 
     async def closed(self) -> None:
         """Wait until it was closed."""

@@ -189,12 +189,14 @@ class FastConnection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Begin with the requests in the buffer, one after the other, as far as they can be answered at once."""
         self._is_going_on = True
-        for _ in range(AT_ONCE):
-            if not self.buffer or self.is_busy or self._ended or not self._begin_next():
-                break
-        else:
-            self._go_on_later()  # other connections have their turn first
-        self._is_going_on = False
+        try:
+            for _ in range(AT_ONCE):
+                if not self.buffer or self.is_busy or self._ended or not self._begin_next():
+                    break
+            else:
+                self._go_on_later()  # other connections have their turn first
+        finally:
+            self._is_going_on = False
 
     def _begin_next(self) -> bool:
         """Begin with the request at the front of the buffer; False when its head is not there yet."""

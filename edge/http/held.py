@@ -70,21 +70,29 @@ class Cover:
         }
         self._serve = serve
         self._covering: dict[int, list[tuple[HeldSocket, Acceptor]]] = {}
+        self._is_stopped = False
 
     def look(self) -> None:
         """Begin where a process is down, end where it is up again."""
+        if self._is_stopped:
+            return
         for place, socks in self._sockets.items():
             is_up = self._board.state(place) is State.UP
             if is_up and place in self._covering:
                 self._end(place)
             elif not is_up and place not in self._covering and not self._board.is_draining:
-                covering = self._covering[place] = []
-                for sock in socks:
-                    held = HeldSocket.of(sock.dup())
-                    covering.append((held, Acceptor(held, self._serve)))
+                copies: list[HeldSocket] = []
+                try:
+                    copies.extend(HeldSocket.of(sock.dup()) for sock in socks)
+                except OSError:
+                    for held in copies:
+                        held.close()
+                    raise
+                self._covering[place] = [(held, Acceptor(held, self._serve)) for held in copies]
 
     def stop(self, *, ends_for_all: bool) -> None:
         """Cover nobody any more."""
+        self._is_stopped = True
         for place in tuple(self._covering):
             self._end(place, ends_for_all=ends_for_all)
 

@@ -129,7 +129,7 @@ class QuickRoutes:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._date = b""
-        self._date_until = 0.0
+        self._date_of = 0
 
     def take(self, wire_head: WireHead, raw: bytes, wire: Wire) -> Quick | None:
         """Return the request, ready for its body; None when it has to go the ordinary way."""
@@ -186,17 +186,28 @@ class QuickRoutes:
 
     def date(self) -> bytes:
         """Return the `Date` header of this second."""
-        now = time.time()
-        if now >= self._date_until:
-            self._date = f"Date: {format_timestamp(int(now))}\r\n".encode()
-            self._date_until = int(now) + 1.0
+        now = int(time.time())
+        if now != self._date_of:
+            self._date_of = now
+            self._date = f"Date: {format_timestamp(now)}\r\n".encode()
         return self._date
 
 
 class Quick:
     """One request on the short way, from its head on: `run` with the body, or `release`."""
 
-    __slots__ = ("_request_id", "_routes", "_site", "_started", "_wire", "body_clock", "head", "length", "received_at")
+    __slots__ = (
+        "_is_answered",
+        "_request_id",
+        "_routes",
+        "_site",
+        "_started",
+        "_wire",
+        "body_clock",
+        "head",
+        "length",
+        "received_at",
+    )
 
     def __init__(self, routes: QuickRoutes, site: Site, head: QuickHead, length: int, wire: Wire) -> None:
         self.head = head
@@ -209,6 +220,7 @@ class Quick:
         self._routes = routes
         self._wire = wire
         self._started = time.monotonic()
+        self._is_answered = False
         self._request_id = head.request_id or f"{random.getrandbits(64):016x}"
 
     def release(self) -> None:
@@ -235,6 +247,10 @@ class Quick:
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender gets its answer
             self._fail(error)
             return
+        except BaseException:
+            self.release()
+            self._wire.end()
+            raise
         task = asyncio.get_running_loop().create_task(respond(site, admission, context, body, self._hold))
         task.add_done_callback(self._responded)
 
@@ -247,7 +263,7 @@ class Quick:
         return True
 
     def _responded(self, task: asyncio.Task[Answer]) -> None:
-        error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._fail(error)
         else:
@@ -261,10 +277,14 @@ class Quick:
             request_id=self._request_id,
             exc_info=error,
         )
-        self._done(busy("busy.unknown"))
+        if self._is_answered:
+            self._wire.end()  # what failed comes after it: another answer would be taken for that to the next request
+        else:
+            self._done(busy("busy.unknown"))
 
     def _done(self, result: Result | Answer) -> None:
         """Send the answer, count it, and let the connection go on."""
+        self._is_answered = True
         site, head, wire = self._site, self.head, self._wire
         admission = head.admission
         more = b""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edge.spool.errors import SpoolFailedError
@@ -82,9 +84,12 @@ class FollowedIndex:
             # Before the files are looked into: one that is replaced meanwhile will be found to be another one.
             with os.scandir(self._dir_fd) as entries:
                 inodes = {entry.name: entry.inode() for entry in entries}
-            found = discover(self._dir_fd).segments
+            discovery = discover(self._dir_fd)
+            for name in discovery.ignored:
+                self._refuse_to_miss(name)
         except OSError as error:
             raise SpoolFailedError(f"the spool's directory cannot be read: {error.strerror}") from error
+        found = discovery.segments
         known = {(segment.name, self._inodes[segment]): segment for segment in self._segments}
         gone = set(self._segments)
         self._segments, self._firsts, self._inodes = [], [], {}
@@ -99,6 +104,15 @@ class FollowedIndex:
         self._layout = layout
         for segment in gone.difference(self._segments):
             self.on_gone(segment)
+
+    def _refuse_to_miss(self, name: str) -> None:
+        """Raise `SpoolFailedError` for a segment that is there and could not be opened, for want of descriptors, say.
+
+        Without it in the list its events would count as lost, and be passed.
+        """
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(os.stat(name, dir_fd=self._dir_fd, follow_symlinks=False).st_mode):
+                raise SpoolFailedError(f"{name} cannot be opened right now")
 
     def refresh(self, *, anyway: bool) -> bool:
         """Read the list anew if the writer has changed it, or anyway; return whether it has. Blocks."""

@@ -2,7 +2,8 @@
 
 The page is made by a parent before it forks, so that it outlives both sides: a writer that starts again goes on behind
 the numbers it has published, and what a reader that is gone had released stays released. Nothing in it has to survive
-the parent. Every field is one aligned word of eight bytes, stored and loaded whole, and has one side that writes it.
+the parent. Every field is one aligned word of eight bytes, stored and loaded whole, and has one side that writes it,
+but for the word that says whether the reader sleeps: who wakes it takes it down.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from edge.binding import Step
 from edge.example import EXAMPLE_EVENT
 from edge.judging import (
     EVENT_DETAILS,
+    FEW_EVENTS,
     Candidate,
     Candidates,
     Judged,
@@ -75,6 +76,20 @@ def plan(unknown_fields: Literal["reject", "keep", "drop"]) -> Plan:
     return Plan(EventValidator(unknown_fields, ()), Pipeline(STEPS, Silent()), 2000)
 
 
+def at_once(plan: Plan, candidates: Candidates, context: Context) -> Result:
+    result = judge_at_once(plan, candidates, context)
+    assert result is not None
+    return result
+
+
+def test_many_events_of_which_one_is_not_usual_are_left_to_a_task() -> None:
+    events = [dict(EXAMPLE_EVENT) for _ in range(FEW_EVENTS + 1)]
+    assert judge_at_once(plan("reject"), Candidates(copy.deepcopy(events), 600), CONTEXT) is not None
+    events[7]["device_type"] = "watch"
+    assert judge_at_once(plan("reject"), Candidates(events, 600), CONTEXT) is None
+    assert "received_at" not in events[0]  # nothing was done
+
+
 def one_by_one(plan: Plan, candidates: Sequence[Candidate]) -> tuple[list[tuple[Any, ...]], bytes]:
     judged = [judge(plan, candidate, CONTEXT, EVENT_DETAILS) for candidate in candidates]
     _, lines = encode(judged)
@@ -115,11 +130,11 @@ def test_judging_at_once_is_judging_one_by_one(unknown: Any, events: list[Any], 
         [Candidate(copy.deepcopy(e), m, s) for e, m, s in zip(events, mistakes, sizes, strict=True)],
     )
     wrong = mistakes if any(mistakes) else None
-    whole = judge_at_once(plan(unknown), Candidates(copy.deepcopy(events), max(sizes), wrong, sizes), CONTEXT)
+    whole = at_once(plan(unknown), Candidates(copy.deepcopy(events), max(sizes), wrong, sizes), CONTEXT)
     # Sizes that nobody knows are measured; those of the decoder are the same.
     measured = Candidates(copy.deepcopy(events), 0, wrong, sizes if 0 in sizes else None)
     in_slices = plan(unknown)
-    sliced = joined([judge_at_once(in_slices, part, CONTEXT) for part in measured.slices(2)])
+    sliced = joined([at_once(in_slices, part, CONTEXT) for part in measured.slices(2)])
     for found in (whole, sliced):
         assert [(item.outcome, item.reason, item.event_id, item.details) for item in found.spell_out()] == wanted
         assert found.text == text
@@ -151,7 +166,7 @@ def orjson_takes(event: Any) -> bool:
 
 def test_usual_events_need_no_object_each() -> None:
     event = {**EXAMPLE_EVENT, "event_type": "scroll"}
-    result = judge_at_once(plan("reject"), Candidates([dict(event), dict(event)], 600), CONTEXT)
+    result = at_once(plan("reject"), Candidates([dict(event), dict(event)], 600), CONTEXT)
     assert (result.judged, result.ids) == ([], [event["event_id"]] * 2)  # as they were sent, not as they were renamed
     assert [orjson.loads(line)["event_id"] for line in result.text.split(b"\n")] == ["other", "other"]
 
@@ -169,7 +184,7 @@ def test_what_may_be_too_deep_or_too_wide_is_looked_at(extras: dict[str, Any]) -
         return [MISTAKE]
 
     candidates = Candidates([{**EXAMPLE_EVENT, "extras": extras}], 600, look_deeper=look)
-    result = judge_at_once(plan("reject"), candidates, CONTEXT)
+    result = at_once(plan("reject"), candidates, CONTEXT)
     assert looked == [1]
     assert [(item.outcome, item.reason) for item in result.judged] == [(Outcome.INVALID, "json.limit")]
 
@@ -177,7 +192,7 @@ def test_what_may_be_too_deep_or_too_wide_is_looked_at(extras: dict[str, Any]) -
 def test_event_that_cannot_be_written_is_rejected_alone(expect_log: list[str]) -> None:
     expect_log.append("an event cannot be stored")
     events = [dict(EXAMPLE_EVENT), {**EXAMPLE_EVENT, "page_name": "unwritable"}]
-    result = judge_at_once(plan("reject"), Candidates(events, 600), CONTEXT)
+    result = at_once(plan("reject"), Candidates(events, 600), CONTEXT)
     assert [item.outcome for item in result.judged] == [Outcome.ACCEPTED, Outcome.REJECTED]
     assert (result.n_accepted, result.text.count(b"\n")) == (1, 0)
 
@@ -187,5 +202,5 @@ def test_flat_events_are_not_looked_at_again() -> None:
         raise AssertionError("nothing to look for")
 
     event = {**EXAMPLE_EVENT, "extras": {"a": 1, "b": 1.5, "c": None, "d": True}}
-    result = judge_at_once(plan("reject"), Candidates([event], 600, look_deeper=look), CONTEXT)
+    result = at_once(plan("reject"), Candidates([event], 600, look_deeper=look), CONTEXT)
     assert result.n_accepted == 1

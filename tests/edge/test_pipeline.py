@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,6 +81,17 @@ def test_failing_component_with_on_error_reject_rejects_the_event() -> None:
     recorder = Recorder()
     verdict = Pipeline([enricher("bad", boom, on_error="reject")], recorder).run({}, CONTEXT)
     assert verdict.outcome is Outcome.REJECTED
+
+
+def cancelled(event: Any, context: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+def test_component_that_looks_at_a_cancelled_task_of_its_own_fails_as_any_other() -> None:
+    recorder = Recorder()
+    steps = [enricher("bad", cancelled), enricher("good", lambda e, c: {"a": 1})]
+    assert Pipeline(steps, recorder).run({}, CONTEXT) == (Outcome.ACCEPTED, "", {"a": 1})
+    assert recorder.failed == [("bad", "CancelledError")]
 
 
 def exits(event: Any, context: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from edge.config import load
 from edge.config.model import GatewayConfig
 from edge.roles import SHARD, WHOLE, Role, roles, shard_name, shard_names, shard_number
+from edge.supervisor import LONGEST_PAUSE_SECS, pause_secs
 
 
 @pytest.fixture
@@ -71,3 +72,8 @@ def test_shards_are_directories_with_a_number(tmp_path: Path) -> None:
     assert shard_names(tmp_path) == ["shard-000", "shard-002"]
     assert shard_names(tmp_path / "missing") == []
     assert [shard_number(shard_name(number)) for number in (0, 7, 64)] == [0, 7, 64]
+
+
+def test_process_that_dies_young_for_ever_is_started_again_for_ever() -> None:
+    assert [pause_secs(failures) for failures in (0, 1, 2, 3)] == [0.0, 0.1, 0.2, 0.4]
+    assert {pause_secs(failures) for failures in (10, 1025, 10**6)} == {LONGEST_PAUSE_SECS}

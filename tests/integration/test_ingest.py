@@ -16,6 +16,8 @@ from typing import Any
 import brotli
 import pytest
 
+from edge.judging import LEAST_DETAILS
+
 try:
     from compression import zstd
 except ImportError:
@@ -128,6 +130,18 @@ async def test_a_thousand_mistakes_come_in_one_answer(launch: Any, example_event
     response = await gateway.post("/ingest", event)
     assert response.code == 400
     assert len(body_of(response)["details"]) == 1000
+
+
+async def test_small_batch_with_many_mistakes_has_a_bounded_answer(launch: Any, example_event: Any) -> None:
+    gateway = await launch()
+    events = [dict.fromkeys(map(str, range(40)), 0) for _ in range(230)]
+    response = await gateway.post("/ingest/batch", events)
+    assert response.code == 400
+    details = [row["details"] for row in body_of(response)["results"]]
+    assert len(details) == 230
+    assert len(details[0]) == 47
+    assert max(map(len, details[225:])) <= LEAST_DETAILS + 1  # the last one says how many more there are
+    assert_books_balance(await gateway.metrics())
 
 
 @pytest.mark.parametrize(

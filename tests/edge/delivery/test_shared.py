@@ -11,7 +11,9 @@ import pytest
 from edge.clock import SystemClock
 from edge.config.model import DeadLetters
 from edge.delivery.shared import SinkPool, TurnCaller
+from edge.delivery.worker import SinkWorker
 from edge.outcomes import AttemptResult
+from edge.spool.errors import SpoolFailedError
 from edge.workers import Workers
 
 
@@ -139,6 +141,54 @@ async def test_changed_sink_begins_on_no_shard_before_its_predecessor_has_ended_
     assert set(closed_when_opened) == {1}
     assert (before.opens, before.closes, after.opens, after.closes) == (1, 1, 1, 1)
     assert len(before.taken) + len(after.taken) == 18
+
+
+async def test_everybody_waits_for_the_predecessor_until_it_is_closed(
+    pool: SinkPool, new_sink: Any, new_config: Any
+) -> None:
+    before = pool.sink(new_sink(), new_config())
+    seat, closing = before.seat(), asyncio.Event()
+
+    async def close_slowly() -> None:
+        await closing.wait()
+
+    before.sink.close = close_slowly  # type: ignore[method-assign]
+    after = pool.sink(new_sink(), new_config(max_events=7))
+    waiting = [asyncio.create_task(after.ready()) for _ in range(3)]
+    leaving = asyncio.create_task(seat.close())  # nobody uses it any more, and it is not closed
+    late = asyncio.create_task(after.ready())
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in (*waiting, late))
+    closing.set()
+    await asyncio.gather(leaving, *waiting, late)
+    await asyncio.wait_for(after.ready(), 1.0)
+
+
+async def test_sink_that_cannot_be_started_is_told_and_is_started_later(
+    pool: SinkPool,
+    logs: Any,
+    new_sink: Any,
+    new_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: list[str],
+) -> None:
+    expect_log += ["a sink could not be started"]
+    path, log = next(iter(logs))
+    workers = Workers(
+        log, path, DeadLetters(tmp_path / "letters", 1 << 20, 1 << 26), logs.observer, SystemClock(), pool
+    )
+    sinks = [(new_sink(), new_config())]
+    configs = [config for _, config in sinks]
+
+    def fail(self: Any) -> None:
+        raise SpoolFailedError("right now it cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SinkWorker, "start", fail)
+        assert not await workers.replace(workers.prepare(sinks), configs, 1.0)
+    assert await workers.replace(workers.prepare(sinks), configs, 1.0)
+    await workers.stop(1.0)
 
 
 async def test_dead_letters_of_all_shards_are_in_one_store(

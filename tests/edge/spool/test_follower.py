@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edge.spool import SpoolUnknownError
+from edge.spool import SpoolFailedError, SpoolUnknownError, recovery
 from edge.spool.cursor import Cursor, CursorFile
 from edge.spool.follower import Follower
 from edge.spool.format import SEGMENT_HEADER_BYTES
@@ -119,6 +119,28 @@ async def test_follower_never_returns_what_is_not_durable(
     assert [frame.payload for frame in follower.read(0, 1 << 20).frames] == [payload(0), payload(1)]
     follower.start(asyncio.get_running_loop())
     follower.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+async def test_follower_passes_over_nothing_that_cannot_be_opened_right_now(
+    following: Following, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    for number in range(200):
+        await following.log.append(payload(number))
+    missing = sorted(following.logs.path.glob("seg-*.log"))[2].name
+    open_regular = recovery.open_regular
+
+    def refuse(name: str, dir_fd: int) -> int:
+        if name == missing:
+            raise OSError(code, os.strerror(code), name)
+        return open_regular(name, dir_fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery, "open_regular", refuse)
+        for _ in range(2):
+            with pytest.raises(SpoolFailedError, match=missing):
+                following.numbers()
+    assert following.numbers() == (list(range(200)), 0)
 
 
 async def test_follower_hears_of_commits(following: Following, eventually: Any) -> None:

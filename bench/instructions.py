@@ -113,9 +113,9 @@ def main() -> None:
         print(f"recorded for {_key()}: {counted}")
         return
     assert known is not None  # noqa: S101 - tells mypy what was left above
-    grown = [kind for kind, figure in counted.items() if figure > known.get(kind, 0.0) * (1 + TOLERANCE)]
+    grown = [kind for kind, figure in counted.items() if figure > known.get(kind, figure) * (1 + TOLERANCE)]
     for kind, figure in counted.items():
-        print(f"{kind:8} {figure:8.3f} of the reference work an event, recorded {known.get(kind, 0.0):8.3f}")
+        print(f"{kind:8} {figure:8.3f} of the reference work an event, recorded {known.get(kind, figure):8.3f}")
     if grown:
         print(
             f"more than {TOLERANCE:.0%} above what is recorded: {', '.join(grown)}. If that is worth it: "

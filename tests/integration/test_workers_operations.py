@@ -75,9 +75,7 @@ def test_full_spool_drops_the_oldest_of_a_dead_sink_on_every_shard(
 ) -> None:
     target.status = 503
     both = sinks(target, tmp_path)
-    both["archive"]["required"] = (
-        True  # segments are tiny: it could lose what it is about to deliver
-    )
+    both["archive"]["required"] = True  # segments are tiny: it could lose what it is about to deliver
     gateway = several(spool={"max_bytes": 3 * 196_608}, sinks=both)
     event = {**example_event, "extras": {"pad": "x" * 8000}}
     n_sent, refused = 150, 0

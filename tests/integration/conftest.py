@@ -91,8 +91,12 @@ class Several:
 
     def delivered_ids(self) -> list[str]:
         """Return the ids in the files of the sink `archive`."""
-        files = sorted((self.cwd / "events").rglob("*.ndjson*"))
-        return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+        while True:
+            files = sorted((self.cwd / "events").rglob("*.ndjson*"))
+            try:
+                return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+            except FileNotFoundError:  # it just got its final name
+                continue
 
     def edge(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run a command on its configuration."""

@@ -320,8 +320,12 @@ def edge(config_path: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[
 
 
 def delivered_ids(tmp_path: Path) -> list[str]:
-    files = sorted((tmp_path / "events").rglob("*.ndjson*"))
-    return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+    while True:
+        files = sorted((tmp_path / "events").rglob("*.ndjson*"))
+        try:
+            return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+        except FileNotFoundError:  # it just got its final name
+            continue
 
 
 def stored_ids(tmp_path: Path) -> list[str]:

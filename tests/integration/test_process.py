@@ -104,8 +104,12 @@ def edge_process(config_path: Callable[..., Path], tmp_path: Path) -> Iterator[C
 
 
 def delivered_ids(tmp_path: Path) -> list[str]:
-    files = sorted((tmp_path / "events").rglob("*.ndjson*"))
-    return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+    while True:
+        files = sorted((tmp_path / "events").rglob("*.ndjson*"))
+        try:
+            return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
+        except FileNotFoundError:  # it just got its final name
+            continue
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

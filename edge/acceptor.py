@@ -9,7 +9,7 @@ known here, or that may change a value, gets no function at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, runtime_checkable
 
 import voluptuous as vol
@@ -55,7 +55,7 @@ class Source:
 
     def __init__(self, *, flat: bool = False) -> None:
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"flat_object": flat_object, "flat_array": flat_array}
+        self.names: dict[str, Any] = {"all_plain": all_plain}
         self._flat = flat
 
     def bind(self, value: object) -> str:
@@ -66,7 +66,7 @@ class Source:
 
     def object(self, var: str) -> str:
         """Return the expression for any object."""
-        return f"type({var}) is dict" + (f" and flat_object({var})" if self._flat else "")
+        return f"type({var}) is dict" + (f" and all_plain({var}.values())" if self._flat else "")
 
     def mapping(self, fields: Any, schema: vol.Schema) -> str:
         """Write the function of a mapping; return its name."""
@@ -121,7 +121,7 @@ class Source:
         if check is dict:
             return self.object(var)
         if check is list and self._flat:
-            return f"type({var}) is list and flat_array({var})"
+            return f"type({var}) is list and all_plain({var})"
         return f"type({var}) is {_EXACT[check]}"
 
     def _elements(self, check: list[Any], var: str, schema: vol.Schema) -> str:
@@ -166,25 +166,20 @@ def flat_event(value: object) -> bool:
         return False
     for element in value.values():
         kind = type(element)
-        if kind is str or kind in _PLAIN or (kind is float and -_WIDE < element < _WIDE):
+        if kind is str:
             continue
-        if not (kind is dict and flat_object(element)) and not (kind is list and flat_array(element)):
+        if not all_plain(element.values() if kind is dict else element if kind is list else (element,)):
             return False
     return True
 
 
-def flat_object(value: dict[str, Any]) -> bool:
-    """Say whether an object holds plain values only: no other object or array, no float beyond 64 bits."""
-    for element in value.values():
+def all_plain(values: Iterable[Any]) -> bool:
+    """Say whether there are plain values only: no object or array, no float beyond 64 bits."""
+    for element in values:
         kind = type(element)
         if kind is not str and kind not in _PLAIN and not (kind is float and -_WIDE < element < _WIDE):
             return False
     return True
-
-
-def flat_array(value: list[Any]) -> bool:
-    """Say the same of an array."""
-    return flat_object(dict(enumerate(value)))  # type: ignore[arg-type]
 
 
 def _within(guard: str, measured: str, check: Any, source: Source) -> str:

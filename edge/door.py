@@ -19,10 +19,7 @@ from edge.api import Context
 from edge.dedup import Claim, Dedup
 from edge.event import frame_meta, pack
 from edge.judging import (
-    EVENT_DETAILS,
-    LEAST_DETAILS,
     REQUEST_DETAILS,
-    Candidate,
     Candidates,
     Judged,
     Plan,
@@ -33,6 +30,7 @@ from edge.judging import (
     judge_at_once,
     judge_plainly,
     refuse_all,
+    share_of,
     written,
 )
 from edge.outcomes import Outcome
@@ -116,7 +114,7 @@ class Door:
         """Whether an event never has to wait for another one: without dedup."""
         return self._dedup is None
 
-    async def take(self, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str = "") -> Result:
+    async def take(self, candidates: Candidates, context: Context, sent_at: str = "") -> Result:
         """Judge every event of one request and store the accepted ones as one frame, durably before returning.
 
         One request is one frame: all its accepted events are stored, or none is. Never raises for what a sender sent
@@ -197,9 +195,7 @@ class Door:
         self._settled += 1
         self._books.settled(Outcome.INVALID, reason, 1)
 
-    async def _judge_and_store(
-        self, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str
-    ) -> Result:
+    async def _judge_and_store(self, candidates: Candidates, context: Context, sent_at: str) -> Result:
         if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
             return refuse_all(candidates, "busy.backpressure")
         if self._dedup is not None:
@@ -210,9 +206,7 @@ class Door:
             result.refuse_accepted(busy)
         return result
 
-    async def _store_what_is_new(
-        self, claim: Claim, candidates: Candidates | Sequence[Candidate], context: Context, sent_at: str
-    ) -> Result:
+    async def _store_what_is_new(self, claim: Claim, candidates: Candidates, context: Context, sent_at: str) -> Result:
         """Judge and store events whose ids may have come before."""
         judged = await _judge_each(self.plan, candidates, context, claim)
         result = Result(judged)
@@ -266,10 +260,8 @@ class Door:
             self._books.settled(outcome, reason, n_events)
 
 
-async def _judge_in_slices(plan: Plan, candidates: Candidates | Sequence[Candidate], context: Context) -> Result:
+async def _judge_in_slices(plan: Plan, candidates: Candidates, context: Context) -> Result:
     """Judge events, and let others have the event loop in between."""
-    if not isinstance(candidates, Candidates):
-        return written(await _judge_each(plan, candidates, context))
     parts: list[Result] = []
     room = REQUEST_DETAILS
     for part in candidates.slices(SLICE_EVENTS):
@@ -285,7 +277,7 @@ async def _judge_in_slices(plan: Plan, candidates: Candidates | Sequence[Candida
 
 async def _judge_each(
     plan: Plan,
-    candidates: Candidates | Sequence[Candidate],
+    candidates: Candidates,
     context: Context,
     claim: Claim | None = None,
     room: int = REQUEST_DETAILS,
@@ -297,7 +289,7 @@ async def _judge_each(
         if perf_counter() - slice_began > SLICE_SECS:
             await asyncio.sleep(0)
             slice_began = perf_counter()
-        item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)), claim)
+        item = judge(plan, candidate, context, share_of(room), claim)
         room -= len(item.details)
         judged.append(item)
     return judged

@@ -171,7 +171,7 @@ def judge_at_once(plan: Plan, candidates: Candidates, context: Context) -> Resul
     judged: list[Judged] = []
     room = REQUEST_DETAILS
     for candidate in candidates:
-        item = judge(plan, candidate, context, max(LEAST_DETAILS, min(EVENT_DETAILS, room)))
+        item = judge(plan, candidate, context, share_of(room))
         room -= len(item.details)
         judged.append(item)
     return written(judged)
@@ -238,7 +238,12 @@ def encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:
     return accepted, lines
 
 
-def refuse_all(candidates: Candidates | Sequence[Candidate], code: str) -> Result:
+def share_of(room: int) -> int:
+    """Return how many details the next event may have, so many being left for the request."""
+    return max(LEAST_DETAILS, min(EVENT_DETAILS, room))
+
+
+def refuse_all(candidates: Candidates, code: str) -> Result:
     """Return the result of events that nobody looks at."""
     judged = [Judged(Outcome.REJECTED, code, event_id=_event_id(candidate.value)) for candidate in candidates]
     return Result(judged, busy=code)

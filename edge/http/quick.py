@@ -67,7 +67,7 @@ class QuickHead:
     """A head that takes the short way.
 
     A sender that keeps its connection repeats its head byte for byte, but for the length of the body. Each connection
-    remembers its last one: a head like it need not be parsed and admitted again, which is a quarter of a request.
+    remembers its last one: a head like it need not be parsed and admitted again, which is two fifths of a request.
     """
 
     __slots__ = (

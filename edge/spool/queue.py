@@ -6,8 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from edge.spool.errors import SpoolBackpressureError, SpoolClosedError, SpoolError, SpoolUnknownError
 from edge.spool.format import EVENTS, FRAME_HEADER_BYTES
+
+logger = structlog.get_logger(__name__)
 
 QUEUE_BYTES = 32 * 1024 * 1024
 
@@ -48,8 +52,13 @@ class Entry:
     def answer(self, error: SpoolError | None) -> None:
         """Tell the waiter, unless it has been told; called on the loop."""
         waiter, self.waiter = self.waiter, None
-        if waiter is not None:
+        if waiter is None:
+            return
+        try:
             waiter(self.seq, error)
+        except Exception as failure:
+            # Others wait for the same commit, and are to be told as well.
+            logger.error("who waited for a commit failed on the word of it", exc_info=failure)
 
 
 class AppendQueue:

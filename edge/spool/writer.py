@@ -167,10 +167,7 @@ class Writer:
         """Tell all who wait for a commit; called on the loop."""
         decide(group, is_stored=True)
         for entry in group:
-            try:
-                entry.answer(None)
-            except Exception as error:
-                logger.error("who waited for a commit failed on the word of it", exc_info=error)
+            entry.answer(None)
         self._on_commit(durable_seq)
 
     def _fail(self, group: list[Entry], error: SpoolError, rest: list[Entry]) -> None:

@@ -19,7 +19,7 @@ from edge.dedup import WHOLE_BYTES, Dedup, Window
 from edge.door import Door
 from edge.event import frame_meta, pack, sent_ids, unpack
 from edge.example import EXAMPLE_EVENT
-from edge.judging import Candidate, Plan, Result
+from edge.judging import Candidates, Plan, Result
 from edge.outcomes import Outcome
 from edge.pipeline import Verdict
 from edge.spool.errors import (
@@ -232,7 +232,7 @@ class Bench:
         self.spool: list[tuple[str, str, float]] = []
 
     def send(self, key_id: str, ids: Sequence[str]) -> asyncio.Task[Result]:
-        return asyncio.ensure_future(self.door.take([Candidate(event(name)) for name in ids], context(key_id)))
+        return asyncio.ensure_future(self.door.take(Candidates([event(name) for name in ids]), context(key_id)))
 
     def end(self, frame: Frame, error: SpoolError | None = None, *, is_stored: bool | None = None) -> None:
         is_stored = error is None if is_stored is None else is_stored

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from harness.delivered import ids_below
 
 KEY = "test-key-0123456789"
 SEGMENT_BYTES = 65_536
@@ -91,12 +92,7 @@ class Several:
 
     def delivered_ids(self) -> list[str]:
         """Return the ids in the files of the sink `archive`."""
-        while True:
-            files = sorted((self.cwd / "events").rglob("*.ndjson*"))
-            try:
-                return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
-            except FileNotFoundError:  # it just got its final name
-                continue
+        return ids_below(self.cwd / "events")
 
     def edge(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run a command on its configuration."""

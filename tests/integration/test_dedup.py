@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.delivered import ids_below
 
 from edge.dedup import Dedup
 
@@ -320,12 +321,7 @@ def edge(config_path: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[
 
 
 def delivered_ids(tmp_path: Path) -> list[str]:
-    while True:
-        files = sorted((tmp_path / "events").rglob("*.ndjson*"))
-        try:
-            return [json.loads(line)["event_id"] for file in files for line in file.read_bytes().splitlines()]
-        except FileNotFoundError:  # it just got its final name
-            continue
+    return ids_below(tmp_path / "events")
 
 
 def stored_ids(tmp_path: Path) -> list[str]:

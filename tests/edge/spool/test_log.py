@@ -448,3 +448,18 @@ async def test_stats_describe_the_log(logs):
     assert (stats.corrupt_bytes, stats.lost_events, stats.late_events) == (0, 0, 0)
     await log.close()
     assert not log.stats().writable
+
+
+async def test_waiter_that_fails_keeps_nobody_from_being_told(logs: Any, expect_log: list[str]) -> None:
+    expect_log += ["who waited for a commit failed"] * 2
+    log = logs.open()
+    told: list[int] = []
+
+    def fail(seq: int, error: object) -> None:
+        raise ValueError("a waiter's own")
+
+    log.submit(b"a", 1, fail)
+    log.submit(b"b", 1, lambda seq, error: told.append(seq))
+    log.submit(b"c", 1, fail)
+    assert await log.append(b"d") == 3
+    assert told == [1]

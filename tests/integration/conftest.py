@@ -18,6 +18,8 @@ from typing import Any, Self
 import pytest
 from harness.delivered import ids_below
 
+from edge.process import COVER_LOOK_SECS
+
 KEY = "test-key-0123456789"
 SEGMENT_BYTES = 65_536
 
@@ -84,6 +86,11 @@ class Several:
                     return found
             assert time.monotonic() < deadline, f"not in time: {self.log_path.read_text()[-4000:]}"
             time.sleep(0.05)
+
+    def until_all_accept(self) -> None:
+        """Wait until each process accepts at its own socket, and none at that of one that is still starting."""
+        self.until(lambda: self.checks()["status"] == "pass")
+        time.sleep(3 * COVER_LOOK_SECS)
 
     def post_all(self, event: dict[str, Any], names: list[str]) -> None:
         """Post events one after the other, each on a connection of its own; all are accepted."""

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from harness import plugin
 
-from edge.process import COVER_LOOK_SECS
 from edge.roles import shard_names
 from edge.spool import inspect
 
@@ -31,8 +30,7 @@ def assert_books_balance(metrics: dict[str, float], n_accepted: int) -> None:
 def test_two_processes_take_events_and_one_delivers_them(several: Any, example_event: Any, tmp_path: Path) -> None:
     gateway = several()
     names = [f"evt-{number}" for number in range(60)]
-    gateway.until(lambda: gateway.checks()["status"] == "pass")
-    time.sleep(3 * COVER_LOOK_SECS)  # until then one may accept for the other
+    gateway.until_all_accept()
     gateway.post_all(example_event, names)
     metrics = gateway.until_delivered()
     assert sorted(gateway.delivered_ids()) == sorted(names)

@@ -77,6 +77,7 @@ def test_full_spool_drops_the_oldest_of_a_dead_sink_on_every_shard(
     both = sinks(target, tmp_path)
     both["archive"]["required"] = True  # segments are tiny: it could lose what it is about to deliver
     gateway = several(spool={"max_bytes": 3 * 196_608}, sinks=both)
+    gateway.until_all_accept()
     event = {**example_event, "extras": {"pad": "x" * 8000}}
     n_sent, refused = 150, 0
     for number in range(n_sent):
@@ -102,6 +103,7 @@ def test_full_spool_of_a_required_sink_refuses_and_resumes(
 ) -> None:
     target.status = 503
     gateway = several(spool={"max_bytes": 3 * 131_072}, sinks=sinks(target, tmp_path, required=True))
+    gateway.until_all_accept()
     event = {**example_event, "extras": {"pad": "x" * 8000}}
     accepted: list[str] = []
     statuses: list[int] = []
@@ -154,6 +156,7 @@ def test_commands_see_every_shard_of_a_gateway_that_runs_and_of_one_that_does_no
     several: Any, example_event: Any, target: Target, tmp_path: Path
 ) -> None:
     gateway = several(spool={"retain_secs": 3600}, sinks=sinks(target, tmp_path))
+    gateway.until_all_accept()
     gateway.post_all(example_event, NAMES)
     gateway.until(lambda: sorted(target.ids) == sorted(NAMES))
     gateway.until_delivered()
@@ -190,6 +193,7 @@ def test_damage_in_a_shard_is_repaired_by_who_writes_it(
 ) -> None:
     target.status = 503
     gateway = several(sinks=sinks(target, tmp_path))
+    gateway.until_all_accept()
     event = {**example_event, "extras": {"pad": "x" * 8000}}
     gateway.post_all(event, NAMES)
     first = min((tmp_path / "spool" / "shard-001").glob("seg-*.log"))

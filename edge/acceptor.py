@@ -9,7 +9,7 @@ known here, or that may change a value, gets no function at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 import voluptuous as vol
@@ -44,10 +44,14 @@ def generate(schema: vol.Schema, *, flat: bool = False) -> Accepts | None:
         name = source.mapping(schema.schema, schema)
     except UnknownPartError:
         return None
-    namespace: dict[str, Any] = source.names
-    exec(compile("\n".join(source.lines), "<generated from a schema>", "exec"), namespace)  # noqa: S102 - our own text: names and values of the schema are bound, never written into it
-    accepts: Accepts = namespace[name]
-    return accepts
+    return source.function(name, source.lines)
+
+
+def generate_value(check: Any, schema: vol.Schema) -> Accepts:
+    """Return the flat function for the value of one field; raises `UnknownPartError`."""
+    source = Source(flat=True)
+    expression = source.expression(check, "v", schema)
+    return source.function("accepts_value", [*source.lines, f"def accepts_value(v): return bool({expression})"])
 
 
 class Source:
@@ -57,6 +61,13 @@ class Source:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {"all_plain": all_plain}
         self._flat = flat
+
+    def function(self, name: str, lines: Sequence[str]) -> Accepts:
+        """Return the function of a name that these lines define."""
+        namespace = dict(self.names)
+        exec(compile("\n".join(lines), "<generated from a schema>", "exec"), namespace)  # noqa: S102 - our own text: names and values of the schema are bound, never written into it
+        accepts: Accepts = namespace[name]
+        return accepts
 
     def bind(self, value: object) -> str:
         """Return a name that stands for a value in the generated text: no value is ever written as text."""
@@ -77,7 +88,7 @@ class Source:
         required: list[str] = []
         optional: list[str] = []
         for key, check in fields.items():
-            text, wanted = _key(key, schema)
+            text, wanted = field_of(key, schema)
             test = self.expression(check, "v", schema)
             if wanted:
                 required += [f"        v = event[{self.bind(text)}]", f"        if not ({test}): return False"]
@@ -194,7 +205,7 @@ def _within(guard: str, measured: str, check: Any, source: Source) -> str:
     return " and ".join([guard, *bounds])
 
 
-def _key(key: Any, schema: vol.Schema) -> tuple[str, bool]:
+def field_of(key: Any, schema: vol.Schema) -> tuple[str, bool]:
     """Return the name of a field and whether it has to be there."""
     if type(key) is str:
         return key, bool(schema.required)

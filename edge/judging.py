@@ -181,7 +181,7 @@ def judge_plainly(plan: Plan, candidates: Candidates, context: Context) -> Resul
     """Judge events that are surely valid, all of them together; None, and nothing done, when there is another one."""
     accepts = plan.validator.accepts_flat
     values = candidates.values
-    if accepts is None or not candidates.are_plain(plan.event_bytes) or not all(map(accepts, values)):
+    if accepts is None or not candidates.are_plain(plan.event_bytes) or not accepts(values):
         return None
     ids = [event["event_id"] for event in values]
     ended = plan.pipeline.run_all(values, context)

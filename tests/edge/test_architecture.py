@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"edge"},
     {"edge.acceptor", "edge.api", "edge.board", "edge.clock", "edge.example", "edge.near_names", "edge.tallies"},
-    {"edge.event", "edge.outcomes", "edge.hookspecs", "edge.logs", "edge.patterns"},
+    {"edge.columns", "edge.event", "edge.outcomes", "edge.hookspecs", "edge.logs", "edge.patterns"},
     {"edge.registry", "edge.conditions", "edge.validation", "edge.spool"},
     {"edge.config", "edge.json_body", "edge.dedup_tail"},
     {"edge.binding", "edge.dedup"},

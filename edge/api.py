@@ -164,6 +164,9 @@ class Enricher(Component):
     """Adds, replaces or removes fields: implements ``edge_enrich(self, event, context)``."""
 
     kind = "enricher"
+    once_per_request: bool = False
+    """True: the fields depend on the request alone, so that all its events can have what one call returned, which
+    spares most of the cost of a batch. Such an ``edge_enrich`` must not ask for `event`."""
 
 
 class Filter(Component):

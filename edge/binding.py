@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import pluggy
 
 from edge import hookspecs
-from edge.api import Batch, Component, Context, EdgeError, Event, Filter
+from edge.api import Batch, Component, Context, EdgeError, Enricher, Event, Filter
 from edge.config.model import ComponentConfig, Condition, GatewayConfig, SinkConfig
 from edge.registry import HOOK_OF_KIND, Registry
 
@@ -52,6 +52,8 @@ class Step:
     on_error: Literal["skip", "reject"]
     reasons: Mapping[str, str]
     """Filters: the reason a component may return -> the reason as counted, ``<component id>.<reason>``."""
+    once_per_request: bool = False
+    """Enrichers: what it returns for one event of a request it returns for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,9 @@ class _Binder:
         implementation = self._implementation(config, hook)
         if implementation is None:
             raise _UnusableError(f"has no {hook}; write one and mark it @hookimpl")
+        once_per_request = isinstance(component, Enricher) and component.once_per_request
+        if once_per_request and "event" in implementation.argnames:
+            raise _UnusableError(f"is once_per_request, but its {hook} asks for the event; leave one of them out")
         reasons: Iterable[str] = component.reasons if isinstance(component, Filter) else ()
         return Step(
             id=config.id,
@@ -188,6 +193,7 @@ class _Binder:
             when=config.when,
             on_error=config.on_error,
             reasons={reason: f"{config.id}.{reason}" for reason in reasons},
+            once_per_request=once_per_request,
         )
 
     def _sink(self, config: ComponentConfig) -> BoundSink:

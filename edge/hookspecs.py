@@ -26,7 +26,8 @@ def edge_enrich(event: Event, context: Context) -> Mapping[str, Any] | None:
     """Return the fields to set on the event (a value `REMOVE` deletes one), or None to leave it as it is.
 
     Called for every valid event, in the order of YAML, synchronously: reads memory only. The event is not to be
-    mutated. Raising leaves the event as it was and counts an error; `on_error` decides what happens next.
+    mutated. Raising leaves the event as it was and counts an error; `on_error` decides what happens next. A component
+    that is `once_per_request` may be called once for all events of a request.
     """
 
 

@@ -6,8 +6,9 @@ component runs in a `try` of its own: whatever it raises is counted under its id
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ TIMED_EVERY = 16
 
 Reading the clock twice a step costs as much as a small step.
 """
+
+_UNCHANGEABLE = frozenset({str, bool, int, float, type(None)})
 
 COMPONENT_FAILED = "component"
 """The reason of events rejected because a component with `on_error: reject` failed."""
@@ -100,13 +103,13 @@ class Pipeline:
         self._seen += len(events)
         ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
         for step in self._steps:
-            call, when, is_filter = step.call, step.when, step.kind == "filter"
-            for index, event in enumerate(events):
+            call, is_filter = step.call, step.kind == "filter"
+            if step.once_per_request and self._change_at_once(step, events, ended, context, timed < len(events)):
+                continue
+            for index, event in _asked(step, events):
                 if ended and index in ended:
                     continue
                 try:
-                    if when is not None and not when(event):
-                        continue
                     result = call(event, context) if index != timed else self._timed(step, event, context)
                     if result is None:
                         continue
@@ -122,6 +125,32 @@ class Pipeline:
                     if step.on_error == "reject":
                         ended[index] = Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
         return ended
+
+    def _change_at_once(
+        self, step: Step, events: list[Event], ended: Mapping[int, Verdict], context: Context, is_timed: bool
+    ) -> bool:
+        """Make the changes that a step has for all events of a request; False, and nothing done, where that cannot be.
+
+        Then each event is asked about by itself: an error is counted for each, and values that could be changed in
+        place are not shared.
+        """
+        concerned = events
+        if ended or step.when is not None:
+            concerned = [event for index, event in _asked(step, events) if index not in ended]
+        if len(concerned) < 2:
+            return not concerned
+        try:
+            changes = self._timed(step, events[0], context) if is_timed else step.call(events[0], context)
+            if not _may_be_shared(changes):
+                return False
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return False
+        if changes:
+            for event in concerned:
+                event.update(changes)
+        return True
 
     def explain(self, event: Event, context: Context) -> Explanation:
         """Run the same steps one by one and write down what each did; counts nothing."""
@@ -142,6 +171,25 @@ class Pipeline:
             return step.call(event, context)
         finally:
             self._observer.component_timed(step, perf_counter() - started)
+
+
+def _asked(step: Step, events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
+    """Return the events, with their indexes, that a step is asked about. A condition never raises."""
+    numbered = enumerate(events)
+    return iter(numbered) if step.when is None else compress(numbered, map(step.when, events))
+
+
+def _may_be_shared(changes: object) -> bool:
+    """Say whether these changes are none, or set fields to values that nobody can change in place.
+
+    Raises for what cannot be stored.
+    """
+    if changes is None:
+        return True
+    if type(changes) is not dict or any(type(value) not in _UNCHANGEABLE for value in changes.values()):
+        return False
+    orjson.dumps(changes)
+    return True
 
 
 def _counted_reason(step: Step, result: Any) -> str:

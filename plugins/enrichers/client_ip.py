@@ -9,7 +9,7 @@ from typing import Any
 
 from voluptuous import Optional
 
-from edge.api import REMOVE, ComponentRegistry, Context, Enricher, Event, hookimpl
+from edge.api import REMOVE, ComponentRegistry, Context, Enricher, hookimpl
 
 from ..support.checks import field_name
 
@@ -41,6 +41,7 @@ class ClientIp(Enricher):
     """
 
     type = "client_ip"
+    once_per_request = True
     options = {
         Optional("field", default="client_ip", description="The top-level field that is set."): field_name,
         Optional("anonymize", default=False, description="Zero the part of the address that names one machine."): bool,
@@ -52,7 +53,7 @@ class ClientIp(Enricher):
         self._changes_for = lru_cache(maxsize=ADDRESSES)(self._changes)
 
     @hookimpl
-    def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
+    def edge_enrich(self, context: Context) -> Mapping[str, Any] | None:
         return self._changes_for(context.remote_ip)
 
     def _changes(self, remote_ip: str) -> Mapping[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from voluptuous import Optional
 
-from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
+from edge.api import ComponentRegistry, Context, Enricher, hookimpl
 
 from ..support.checks import field_name
 
@@ -30,23 +30,15 @@ class ReceivedAt(Enricher):
     """
 
     type = "received_at"
+    once_per_request = True
     options = {
         Optional("field", default="received_at", description="The top-level field that is set."): field_name,
     }
 
-    def __init__(self, id: str, options: Mapping[str, Any]) -> None:
-        super().__init__(id, options)
-        self._received_at: datetime | None = None
-        self._changes: Mapping[str, Any] = {}
-
     @hookimpl
-    def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
-        # The events of one request come one after the other: writing their time once is a tenth of the work.
-        if context.received_at is not self._received_at:
-            self._received_at = context.received_at
-            stamp = context.received_at.astimezone(UTC).isoformat(timespec="milliseconds")
-            self._changes = {self.options["field"]: stamp.removesuffix("+00:00") + "Z"}
-        return self._changes
+    def edge_enrich(self, context: Context) -> Mapping[str, Any] | None:
+        stamp = context.received_at.astimezone(UTC).isoformat(timespec="milliseconds")
+        return {self.options["field"]: stamp.removesuffix("+00:00") + "Z"}
 
 
 @hookimpl

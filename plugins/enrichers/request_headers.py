@@ -7,7 +7,7 @@ from typing import Any
 
 from voluptuous import All, Invalid, Length, Optional, Required
 
-from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
+from edge.api import ComponentRegistry, Context, Enricher, hookimpl
 
 from ..support.checks import field_name, header_name, takes
 
@@ -43,6 +43,7 @@ class RequestHeaders(Enricher):
     """
 
     type = "request_headers"
+    once_per_request = True
     options = {
         Required("headers", description="Names of the headers, in any case."): All(
             [_harmless_header], Length(min=1, msg="must be at least one header")
@@ -55,7 +56,7 @@ class RequestHeaders(Enricher):
         return names
 
     @hookimpl
-    def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
+    def edge_enrich(self, context: Context) -> Mapping[str, Any] | None:
         headers = context.headers
         present = {name: headers[name] for name in self.options["headers"] if name in headers}
         return {self.options["field"]: present} if present else None

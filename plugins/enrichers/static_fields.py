@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from voluptuous import All, Length, Required
 
-from edge.api import ComponentRegistry, Context, Enricher, Event, hookimpl
+from edge.api import ComponentRegistry, Enricher, hookimpl
 
 from ..support.checks import field_name, json_value
 
@@ -31,6 +31,7 @@ class StaticFields(Enricher):
     """
 
     type = "static_fields"
+    once_per_request = True
     options = {
         Required("fields", description="Top-level fields and the values they are set to."): All(
             {field_name: json_value}, Length(min=1, msg="must be at least one field")
@@ -42,7 +43,7 @@ class StaticFields(Enricher):
         self._encoded = orjson.dumps(options["fields"])
 
     @hookimpl
-    def edge_enrich(self, event: Event, context: Context) -> Mapping[str, Any] | None:
+    def edge_enrich(self) -> Mapping[str, Any] | None:
         # Decoded anew for each event: a nested value that events shared could be changed through one of them.
         fields: dict[str, Any] = orjson.loads(self._encoded)
         return fields

@@ -115,6 +115,15 @@ class Wrapping(Enricher):
         return (yield)
 
 
+class AsksForTheEvent(Enricher):
+    type = "asks"
+    once_per_request = True
+
+    @hookimpl
+    def edge_enrich(self, event, context):
+        return None
+
+
 class WrongColour(Enricher):
     type = "colour"
 
@@ -157,6 +166,7 @@ class SyncSink(Sink):
         (Broken, "cannot be built: RuntimeError: no spout; check its options, or remove it"),
         (FirstPlease, "has an edge_enrich marked tryfirst, .*; write plain @hookimpl"),
         (Wrapping, "has an edge_enrich marked wrapper, .*; write plain @hookimpl"),
+        (AsksForTheEvent, "is once_per_request, but its edge_enrich asks for the event; leave one of them out"),
         (WrongColour, "has an asynchronous edge_enrich; write def edge_enrich"),
         (WrongArguments, "has hooks that do not fit: .*request.*; write the arguments as edge.hookspecs has them"),
         (Curious, "wants the header x-api-key, which carries credentials; leave it out"),

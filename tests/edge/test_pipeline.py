@@ -133,6 +133,65 @@ def test_step_whose_when_does_not_match_is_not_asked() -> None:
     assert pipeline.run({"n": 2}, CONTEXT).outcome is Outcome.FILTERED
 
 
+def test_step_that_goes_by_the_request_is_asked_once_and_each_event_gets_its_fields() -> None:
+    calls = []
+
+    def stamp(event: Any, context: Any) -> Any:
+        calls.append(context)
+        return {"at": "noon", "n": 1, "exact": None}
+
+    steps = [
+        filtering("odd", lambda e, c: "odd", "odd", when=lambda e: e["n"] % 2 == 1),
+        enricher("stamp", stamp, when=lambda e: e["n"] < 8, once_per_request=True),
+        enricher("after", lambda e, c: {"seen": e.get("at")}),
+    ]
+    events = [{"n": number} for number in range(10)]
+    ended = Pipeline(steps, Recorder()).run_all(events, CONTEXT)
+    assert len(calls) == 1
+    assert sorted(ended) == [1, 3, 5, 7, 9]
+    stamped = {"at": "noon", "n": 1, "exact": None, "seen": "noon"}
+    assert [events[index] for index in (0, 2, 4, 6)] == [stamped] * 4
+    assert events[8] == {"n": 8, "seen": None}
+    assert events[1] == {"n": 1}
+
+
+def test_step_that_goes_by_the_request_is_not_asked_when_no_event_concerns_it() -> None:
+    recorder = Recorder()
+    steps = [enricher("bad", boom, when=lambda e: False, once_per_request=True)]
+    assert Pipeline(steps, recorder).run_all([{}, {}], CONTEXT) == {}
+    assert recorder.failed == []
+
+
+@pytest.mark.parametrize(
+    "call", [boom, exits, cancelled, lambda e, c: {"a": object()}, lambda e, c: "text", lambda e, c: {"a": "\ud800"}]
+)
+@pytest.mark.parametrize("on_error", ["skip", "reject"])
+def test_error_of_a_step_that_goes_by_the_request_is_counted_for_each_event(call: Any, on_error: str) -> None:
+    recorder = Recorder()
+    events: list[Any] = [{"x": 0}, {"x": 1}, {"x": 2}]
+    steps = [enricher("bad", call, once_per_request=True, on_error=on_error)]
+    ended = Pipeline(steps, recorder).run_all(events, CONTEXT)
+    assert [name for name, _ in recorder.failed] == ["bad"] * 3
+    assert len(ended) == (3 if on_error == "reject" else 0)
+    assert events == [{"x": 0}, {"x": 1}, {"x": 2}]
+
+
+def test_events_share_no_value_that_could_be_changed_in_place() -> None:
+    steps = [enricher("tags", lambda e, c: {"tags": [], "plain": "a", "x": REMOVE}, once_per_request=True)]
+    events: list[Any] = [{"x": 0}, {"x": 1}]
+    Pipeline(steps, Recorder()).run_all(events, CONTEXT)
+    assert events == [{"tags": [], "plain": "a"}] * 2
+    assert events[0]["tags"] is not events[1]["tags"]
+
+
+def test_pipeline_times_a_sample_of_steps_that_go_by_the_request() -> None:
+    recorder = Recorder()
+    pipeline = Pipeline([enricher("a", lambda e, c: {"b": 1}, once_per_request=True)], recorder)
+    for _ in range(3):
+        pipeline.run_all([{} for _ in range(TIMED_EVERY)], CONTEXT)
+    assert recorder.timed == ["a"] * 3
+
+
 def test_pipeline_times_a_sample_of_runs() -> None:
     recorder = Recorder()
     pipeline = Pipeline([enricher("a", lambda e, c: None)], recorder)

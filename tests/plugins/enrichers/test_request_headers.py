@@ -16,7 +16,7 @@ def test_request_headers_asks_for_its_headers_in_lower_case():
 
 
 def test_request_headers_leaves_the_event_when_none_is_present():
-    assert build(RequestHeaders, headers=["DNT"]).edge_enrich(make_event(), make_context()) is None
+    assert build(RequestHeaders, headers=["DNT"]).edge_enrich(make_context()) is None
 
 
 def test_request_headers_sets_the_configured_field():

@@ -3,7 +3,7 @@ from datetime import date
 import pytest
 from edge_plugins.enrichers.static_fields import StaticFields
 
-from edge.testing import OptionsError, build, make_context, make_event, run_enricher
+from edge.testing import OptionsError, build, make_event, run_enricher
 
 
 def test_static_fields_sets_any_json_value():
@@ -22,8 +22,8 @@ def test_static_fields_sets_any_json_value():
 
 def test_static_fields_gives_every_event_values_of_its_own():
     component = build(StaticFields, fields={"gateway": {"tags": []}})
-    component.edge_enrich(make_event(), make_context())["gateway"]["tags"].append("mine")
-    assert component.edge_enrich(make_event(), make_context()) == {"gateway": {"tags": []}}
+    component.edge_enrich()["gateway"]["tags"].append("mine")
+    assert component.edge_enrich() == {"gateway": {"tags": []}}
 
 
 @pytest.mark.parametrize(

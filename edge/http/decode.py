@@ -5,7 +5,8 @@ A mistake that spoils the whole body is a `BodyError`; one that spoils a single 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from edge.config.model import Limits
@@ -30,7 +31,7 @@ class Decoded:
 
     candidates: Candidates
     sent_at: str = ""
-    details: list[Detail] = field(default_factory=list)
+    details: Sequence[Detail] = ()
     """Mistakes of the envelope; when there are any, there are no candidates."""
 
 
@@ -85,7 +86,7 @@ def decode_batch(raw: bytes, media_type: str, limits: Limits) -> Decoded:
     else:
         decoded = _decode_json(raw, limits)
     if not len(decoded.candidates) and not decoded.details:
-        decoded.details.append(Detail(field="events", message="must not be empty", code="validation.length"))
+        decoded.details = [Detail(field="events", message="must not be empty", code="validation.length")]
     return decoded
 
 

@@ -141,7 +141,7 @@ class FastConnection(asyncio.Protocol):
         self._bridge = self._quick = self._task = None
         self._skipped_line = False
         self._since = time.monotonic()
-        if not self._is_going_on:
+        if not self._is_going_on and (self.buffer or self._is_paused or self._at_end):
             self._advance()
 
     def _advance(self) -> None:

@@ -13,7 +13,7 @@ from edge.spool.errors import SpoolFailedError
 from edge.spool.files import read_at
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, Frame
 from edge.spool.quarantine import Quarantine
-from edge.spool.scan import Damage, ReadAt, scan
+from edge.spool.scan import Damage, ReadAt, scan_runs
 from edge.spool.segment import Segment, SegmentFiles, View
 
 _CHUNK_BYTES = 64 * 1024
@@ -97,31 +97,32 @@ class Reader:
     def _read_frames(self, read: ReadAt, view: View, result: ReadResult, max_bytes: int) -> int | None:
         segment = view.segment
         taken = 0
-        for item in self._items(read, view, result.position, max_bytes):
-            if isinstance(item, Damage):
-                self._quarantine.damaged(segment.name, item.offset, item.length, read)
+        for found in self._found(read, view, result.position, max_bytes):
+            if isinstance(found, Damage):
+                self._quarantine.damaged(segment.name, found.offset, found.length, read)
                 continue
-            if item.end <= result.position:
-                continue
-            if item.end > view.end_seq:
+            run = _between(found, result.position, view.end_seq)
+            if run:
+                if run[0].seq > result.position and self._skip(segment, run[0].seq, result) is None:
+                    return None
+                result.frames += run
+                result.position = run[-1].end
+                taken += sum([len(frame.payload) for frame in run])
+                if taken >= max_bytes or result.position == view.end_seq:
+                    self._remember(segment, run[-1])
+                    return taken
+            if found[-1].end > view.end_seq:
                 break  # written in vain before the next segment took over
-            if item.seq > result.position and self._skip(segment, item.seq, result) is None:
-                return None
-            result.frames.append(item)
-            result.position = item.end
-            taken += len(item.payload)
-            if taken >= max_bytes or item.end == view.end_seq:
-                self._remember(segment, item)
-                return taken
         if result.position < view.end_seq:
             return None if self._skip(segment, view.end_seq, result) is None else taken
         return taken
 
-    def _items(self, read: ReadAt, view: View, position: int, max_bytes: int) -> Iterator[Frame | Damage]:
+    def _found(self, read: ReadAt, view: View, position: int, max_bytes: int) -> Iterator[list[Frame] | Damage]:
         segment = view.segment
         offset = self._offset(segment, position)
         chunk_bytes = max(_CHUNK_BYTES, min(max_bytes, _LARGE_CHUNK_BYTES))
-        return scan(read, segment.header.key, segment.name, offset, view.data_end, position, chunk_bytes)
+        key, end = segment.header.key, view.data_end
+        return scan_runs(read, key, segment.name, offset, end, position, chunk_bytes, max_bytes)
 
     def _skip(self, segment: Segment, seq: int, result: ReadResult) -> int | None:
         """Step over a gap up to `seq`; None when the frames before it have to be returned first."""
@@ -150,3 +151,10 @@ class Reader:
             self._hints.move_to_end(last.end)
             if len(self._hints) > _HINTS:
                 self._hints.popitem(last=False)
+
+
+def _between(frames: list[Frame], position: int, end_seq: int) -> list[Frame]:
+    """Return those of some frames in order that end behind `position` and not behind `end_seq`."""
+    if frames[0].end > position and frames[-1].end <= end_seq:
+        return frames
+    return [frame for frame in frames if position < frame.end <= end_seq]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
+import orjson
 from voluptuous import Optional
 
 from edge.api import ComponentRegistry, Context, Enricher, hookimpl
@@ -37,8 +38,10 @@ class ReceivedAt(Enricher):
 
     @hookimpl
     def edge_enrich(self, context: Context) -> Mapping[str, Any] | None:
-        stamp = context.received_at.astimezone(UTC).isoformat(timespec="milliseconds")
-        return {self.options["field"]: stamp.removesuffix("+00:00") + "Z"}
+        moment = context.received_at.astimezone(UTC)
+        # Half of what `isoformat` takes, and a request of one event has little else to do.
+        seconds = orjson.dumps(moment)[1:20].decode()
+        return {self.options["field"]: f"{seconds}.{moment.microsecond // 1000:03d}Z"}
 
 
 @hookimpl

@@ -5,6 +5,7 @@
 # make faults-selftest   put twelve defects into the code, one at a time, and see that the suite notices
 # make bench    measure requests per second and CPU time per event
 # make bench-memory   measure what memory it takes
+# make bench-backlog   measure how fast a backlog is delivered
 # make check    format, lint, types, generated docs (what CI runs before the tests)
 # make docs     write the generated pages of docs/reference anew
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install install-dev test test-tornado faults faults-selftest bench bench-memory check docs clean
+.PHONY: run install install-dev test test-tornado faults faults-selftest bench bench-memory bench-backlog check docs clean
 
 run: install
 	@$(BIN)/edge run
@@ -66,6 +67,9 @@ bench: install-dev $(BENCH_VENV)/.installed
 # What a start, an idle connection and a million events take; EVENTS=0 leaves the events out.
 bench-memory: install-dev
 	$(BIN)/python -m bench.memory $(if $(EVENTS),--events $(EVENTS))
+
+bench-backlog: install-dev
+	$(BIN)/python -m bench.backlog
 
 check: install-dev
 	$(BIN)/ruff format --check .

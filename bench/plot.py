@@ -66,6 +66,7 @@ def values_of(rows: Rows) -> list[Any]:
 
 def _groups(title: str) -> Callable[[Any, Rows], None]:
     def draw(axes: Any, rows: Rows) -> None:
+        rows = [row for row in rows if row["server"] == "ours"]
         sizes = list(dict.fromkeys(row["batch_events"] for row in rows))
         for size in sizes:
             mine = [row for row in rows if row["batch_events"] == size]
@@ -95,6 +96,8 @@ PANELS: Final[tuple[tuple[str, Callable[[Any, Rows], None]], ...]] = (
     ("components", _groups("Ours: components in the pipeline")),
     ("sinks", _groups("Ours: sinks")),
     ("durability", _groups("Ours: durability")),
+    ("workers", _groups("Ours: processes that take events")),
+    ("heads", _groups("Ours: heads repeated or new")),
 )
 
 

@@ -33,6 +33,7 @@ class Figures:
         self.rounds: int = kept["rounds"]
         self.secs: float = kept["secs"]
         self.axes: list[Axis] = [BY_ID[name] for name in kept["axes"]]
+        self.backlog: list[dict[str, float]] = kept.get("backlog", [])
         self._rows: dict[Point, list[dict[str, float]]] = {
             Point(**row["point"]): row["figures"] for row in kept["points"]
         }
@@ -146,7 +147,8 @@ COLUMNS: Final = {"single": SERVERS, "hundred": SERVERS, "idle": IDLE}
 
 def page(figures: Figures) -> str:
     """Return the whole page in Markdown."""
-    parts = [_opening(figures), *(_section(figures, axis) for axis in figures.axes), _method(figures)]
+    sections = [_section(figures, axis) for axis in figures.axes]
+    parts = [_opening(figures), *sections, _backlog(figures), _method(figures)]
     return "\n".join(part for part in parts if part)
 
 
@@ -191,6 +193,22 @@ def _section(figures: Figures, axis: Axis) -> str:
     return "\n".join([f"## {axis.title}", "", *_table(head, lead, table), ""])
 
 
+def _backlog(figures: Figures) -> str:
+    if not figures.backlog:
+        return ""
+    head = ["events in a request", "events pending", "taken events/s", "delivered events/s", "delivered, taken = 1"]
+    rows = [
+        [
+            _value(found["batch_events"]),
+            _value(found["events"]),
+            *(_number(found[name], 0) for name in ("taken_per_sec", "delivered_per_sec")),
+            f"{found['delivered_per_sec'] / found['taken_per_sec']:.1f}",
+        ]
+        for found in figures.backlog
+    ]
+    return "\n".join([BACKLOG, *_table(head, 1, rows), ""])
+
+
 def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
@@ -199,6 +217,13 @@ def _table(head: Sequence[str], lead: int, rows: Sequence[Sequence[str]]) -> lis
     marks = ["---"] * lead + ["---:"] * (len(head) - lead)
     return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)]
 
+
+BACKLOG: Final = """\
+## Delivery of a backlog
+
+Once, with ours alone: the file sink cannot be opened while events are taken as fast as they can be, then it can, and no
+more events come.
+"""
 
 METHOD: Final = """\
 ## How it was measured

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine, report
+from bench import backlog, machine, report
 from bench.load import BUILT, Generator, LoadError, generator
 from bench.process import Server, ServerError, cores, pinned
 from bench.scenarios import BY_ID, USUAL, points_of
@@ -149,6 +149,10 @@ def main() -> None:
                 f"{figures.cpu_us:9.1f} us  p99 {figures.p99_ms:8.2f} ms",
                 flush=True,
             )
+        figures_path.write_text(json.dumps(kept, indent=1))
+    if not options.only:
+        with tempfile.TemporaryDirectory(prefix="run-", dir=options.out) as folder:
+            kept["backlog"] = [asdict(found) for found in backlog.measure_all(backlog.SECS, load, Path(folder))]
         figures_path.write_text(json.dumps(kept, indent=1))
     whole = not options.only and not options.servers and peers is not None
     pages = PAGE_FOLDER if whole else options.out

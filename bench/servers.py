@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -123,13 +124,14 @@ class Ours(Server):
     def delivered_within(self) -> float:
         """Wait until every sink has delivered everything; return how many seconds that took."""
         started = time.monotonic()
-        while self._pending() > 0:
+        while self.pending() > 0:
             if time.monotonic() - started > DELIVERY_SECS:
                 raise ServerError(f"a sink had not delivered everything after {DELIVERY_SECS:.0f} s")
             time.sleep(DELIVERY_POLL_SECS)
         return time.monotonic() - started
 
-    def _pending(self) -> float:
+    def pending(self) -> float:
+        """Return how many events the sinks have not had yet, added up."""
         # One name alone, since the scrape costs the measured process time.
         connection = http.client.HTTPConnection("127.0.0.1", self._admin_port, timeout=DELIVERY_SECS)
         try:
@@ -144,14 +146,19 @@ class Ours(Server):
         return sum(samples)
 
 
-def start(point: Point, folder: Path, core: set[int], peers_python: Path) -> Server:
+def start(
+    point: Point, folder: Path, core: set[int], peers_python: Path, sink_options: Mapping[str, Any] | None = None
+) -> Server:
     """Start the server of a point and return it once it has answered its first request."""
     port = _free_port()
     request = request_for(Point(point.server))
     if point.server == "ours":
         admin_port = _free_port()
         config = folder / "edge.yaml"
-        config.write_text(yaml.safe_dump(configuration(point, port, admin_port), sort_keys=False))
+        configured = configuration(point, port, admin_port)
+        for sink in configured["sinks"].values():
+            sink.update(sink_options or {})
+        config.write_text(yaml.safe_dump(configured, sort_keys=False))
         command = [sys.executable, "-m", "edge.cli", "run", "--config", str(config)]
         return Ours(admin_port, command, folder, port, request, core)
     script = PEERS / KINDS[point.server].script

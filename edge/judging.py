@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ a bound a small body would draw an answer of many megabytes; what is not listed 
 
 FEW_EVENTS = 20
 """So many events, whatever they are, are judged before anybody else has the event loop."""
+_ID = itemgetter("event_id")
 ECHOED_CHARS = 256
 """So much of an event's id is sent back."""
 
@@ -183,7 +185,7 @@ def judge_plainly(plan: Plan, candidates: Candidates, context: Context) -> Resul
     values = candidates.values
     if accepts is None or not candidates.are_plain(plan.event_bytes) or not accepts(values):
         return None
-    ids = [event["event_id"] for event in values]
+    ids = list(map(_ID, values))
     ended = plan.pipeline.run_all(values, context)
     if not ended:
         try:

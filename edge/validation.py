@@ -115,7 +115,10 @@ class _OneOf(_String):
         return f"type({var}) is str and {var} in {source.bind(frozenset(self.words))}"
 
     def accepts_column(self, values: Sequence[Any]) -> bool:
-        return super().accepts_column(values) and self._known.issuperset(values)
+        try:
+            return self._known.issuperset(values)
+        except TypeError:  # an object or array among them
+            return False
 
     def to_openapi(self) -> dict[str, Any]:
         return {"type": "string", "enum": list(self.words)}

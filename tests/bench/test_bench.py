@@ -51,8 +51,22 @@ def page_of(points: Sequence[dict[str, object]], folder: Path) -> str:
         "python": "3.11.7", "memory_gib": 4.0, "file_system": "ext4", "fdatasync_p50_ms": 0.2, "fdatasync_p99_ms": 0.5,
         "load_average": 0.1, "versions": {"fastapi": "1.2.3"},
     }  # fmt: skip
-    axes = ["single", "hundred", "batch", "components", "sinks", "connections", "idle", "durability"]
-    kept = {"facts": facts, "load": "load.c", "rounds": 3, "secs": 4.0, "axes": axes, "points": points}
+    axes = [
+        "single",
+        "hundred",
+        "batch",
+        "components",
+        "sinks",
+        "connections",
+        "idle",
+        "durability",
+        "workers",
+        "heads",
+    ]
+    backlog = [{"batch_events": 100, "events": 5000, "taken_per_sec": 200_000.0, "delivered_per_sec": 500_000.0}]
+    kept = {
+        "facts": facts, "load": "load.c", "rounds": 3, "secs": 4.0, "axes": axes, "points": points, "backlog": backlog,
+    }  # fmt: skip
     (folder / "figures.json").write_text(json.dumps(kept))
     command = [sys.executable, "-m", "bench.report", str(folder / "figures.json"), str(folder)]
     subprocess.run(command, cwd=REPOSITORY, timeout=60, check=True)
@@ -73,11 +87,16 @@ def test_page_shows_medians_and_ratios_to_fastapi(tmp_path: Path) -> None:
         measured([100, 125, 130], server="fastapi"),
         measured([400, 500, 600], server="ours", batch_events=100),
         measured([60, 70, 80], server="ours", components=20),
+        measured([30, 31, 32], server="ours", connections=64, workers=2),
+        measured([80, 90, 95], server="ours", head="new"),
     ]
     page = page_of(points, tmp_path)
     single = next(line for line in page.splitlines() if line.startswith("| ours | 0 |"))
     assert "| 50.0 | 40.0 - 900.0 | 0.40 |" in single
     assert "| 5.00 | 4.0 - 6.0 |" in page
+    assert "| 2 | 0 | 0 | 31.0 | 31.0 |" in page
+    assert "| new | ours | 0 | 0 | 90.0 | 90.0 |" in page
+    assert "| 100 | 5,000 | 200,000 | 500,000 | 2.5 |" in page
     assert "| 20 | 0 | 0 | 70.0 | 70.0 | 0.56 |" in page
     assert "fastapi 1.2.3" in page
     assert "do not trust" not in page

@@ -120,7 +120,7 @@ def main() -> None:
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(USUAL)}")
     axes = [BY_ID[name] for name in options.only or USUAL]
     peers = options.peers if options.peers.exists() else None
-    servers = [name for name in KINDS if name == "ours" or peers is not None]
+    servers = [name for name, kind in KINDS.items() if name == "ours" or (peers is not None and kind.is_installed)]
     if options.servers:
         servers = [name for name in servers if name in options.servers]
     points = _possible(points_of(axes, servers))

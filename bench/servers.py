@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import http.client
 import json
+import os
 import socket
 import sys
 import time
@@ -63,6 +64,13 @@ class Kind:
     """The peer's program below `peers/`; empty for ours."""
     packages: tuple[str, ...] = field(default=())
     """What the page names the versions of."""
+    files: tuple[str, ...] = ()
+    """What it needs and `bench/requirements.txt` cannot bring."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether what the system is to bring is there."""
+        return all(map(os.path.exists, self.files))
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -87,6 +95,12 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "tornado": Kind("tornado.web", "parses the JSON, nothing else", "tornado_bare.py", ("tornado", "orjson")),
     "aiohttp": Kind("aiohttp", "parses the JSON, nothing else", "aiohttp_bare.py", ("aiohttp",)),
+    "nginx": Kind(
+        "nginx + lua",
+        "C; appends the body to a file a second later, whatever it is; installed by the system, or left out",
+        "nginx_lua.py",
+        files=("/usr/lib/nginx/modules/ngx_http_lua_module.so",),
+    ),
 }
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.servers import KINDS
+
 REPOSITORY = Path(__file__).parents[2]
 PEERS_PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"
-PEERS = ("fastapi", "fastapi_fsync", "litestar", "tornado", "aiohttp")
+PEERS = ("fastapi", "fastapi_fsync", "litestar", "tornado", "aiohttp", "nginx")
 
 
 def bench(out: Path, *arguments: str) -> Path:
@@ -38,7 +40,7 @@ def test_every_kind_of_point_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_peers_take_the_same_requests(tmp_path: Path, peer: str) -> None:
-    if not PEERS_PYTHON.exists():
+    if not PEERS_PYTHON.exists() or not KINDS[peer].is_installed:
         pytest.skip("the peers are not installed: make bench")
     figures = figures_in(bench(tmp_path, "--only", "single hundred", "--servers", peer))
     assert [row["cpu_us"] > 0 for row in figures] == [True, True]

@@ -36,7 +36,7 @@ from edge.judging import Plan
 from edge.metrics import Metrics
 from edge.pipeline import Pipeline
 from edge.registry import load_registry
-from edge.spool.queue import Waiter
+from edge.spool.queue import OnOutcome
 from edge.validation import EventValidator
 
 WARM_UP: Final = 10
@@ -109,7 +109,7 @@ class Store:
         loop.call_soon(durable.set_result, n_events)
         return durable
 
-    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+    def submit(self, payload: bytes, n_events: int, waiter: OnOutcome) -> None:
         """Do the same for one who waits with a call."""
         asyncio.get_running_loop().call_soon(waiter, 0, None)
 

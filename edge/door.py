@@ -41,7 +41,7 @@ from edge.spool.errors import (
     SpoolFullError,
     SpoolUnknownError,
 )
-from edge.spool.queue import Waiter
+from edge.spool.queue import OnOutcome
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Store(Protocol):
         `decided` is called once it is certain whether the frame is stored, even if the future could not say.
         """
 
-    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+    def submit(self, payload: bytes, n_events: int, waiter: OnOutcome) -> None:
         """Do the same without a future: `waiter` is called with the outcome, after this has returned."""
 
 

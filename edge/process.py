@@ -24,7 +24,7 @@ from edge.exits import EXIT_OK
 from edge.gateway import Gateway, refuse_fixed
 from edge.http.admin import AdminSite, admin_application
 from edge.http.app import ingest_application
-from edge.http.fast import FastServer
+from edge.http.fast_server import FastServer
 from edge.http.held import Cover, HeldSocket
 from edge.http.server import EdgeHTTPServer, addresses_of, admin_server, ingest_server, listen, wait_until_idle
 from edge.http.state import HttpPlan, Site, http_plan

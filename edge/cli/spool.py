@@ -103,7 +103,7 @@ def forget(config_path: Path, sink: str) -> None:
     from edge.spool import inspect
     from edge.spool.cursor import cursor_names, forget_cursor, load_cursor
     from edge.spool.errors import SpoolLockedError
-    from edge.spool.log import locked
+    from edge.spool.lock import locked
 
     configured = {one.id for one in config.sinks}
     if sink in configured:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -16,12 +16,13 @@ from edge.clock import Clock
 from edge.config.model import BatchOptions, SinkConfig
 from edge.delivery.attempt import Caller, DeliverySink
 from edge.delivery.batcher import Batcher, Readable
+from edge.delivery.beginning import first_cursor
 from edge.delivery.dead_letters import DeadLetterStore
 from edge.delivery.deliver import Delivery
 from edge.delivery.dropping import AT_ONCE, Dropper
 from edge.delivery.observer import DeliveryObserver
 from edge.delivery.poison import FlightRecorder
-from edge.delivery.progress import CursorKeeper, Saveable, is_being_saved
+from edge.delivery.progress import CursorKeeper, Saveable
 from edge.delivery.waiting import Waiter
 from edge.delivery.window import Window
 from edge.spool.cursor import Cursor
@@ -139,7 +140,7 @@ class SinkWorker:
         Blocks for the read of the cursor and of what was in flight, and for the first save of a new cursor: an event
         that is accepted after that is this sink's even if the process dies the next moment.
         """
-        cursor, durable = self._first_cursor()
+        cursor, durable = first_cursor(self.id, self._log, self._file)
         self._keeper = CursorKeeper(self._log, self.id, self._file, cursor, self._executor, durable=durable)
         if not durable:
             self._keeper.touch()
@@ -210,47 +211,6 @@ class SinkWorker:
             dead_letters=self.dead_letters.count() if self.dead_letters is not None else 0,
             dead_letters_evicted=self.dead_letters.evicted if self.dead_letters is not None else 0,
         )
-
-    def _first_cursor(self) -> tuple[Cursor, bool]:
-        """Return the cursor to begin with and whether it is durable."""
-        first, end = self._log.first_seq, self._log.durable_seq
-        cursor = self._file.load()
-        if cursor is not None and first <= cursor.position <= end:
-            return cursor, True
-        if cursor is None:
-            cursor = _beginning(end)
-            if self._file.is_damaged:
-                # Nobody knows how far the sink was: what it has had is delivered again, what it has not is not lost.
-                cursor = _beginning(first)
-                log.warning("a sink's cursor is damaged: it gets all that is in the spool", sink=self.id)
-        elif cursor.position > end:
-            log.warning(
-                "a sink's cursor is beyond the spool and was set back to its end",
-                sink=self.id,
-                events=cursor.position - end,
-            )
-            cursor = _beginning(end)
-        else:
-            missing = first - cursor.position
-            log.warning(
-                "events before the first one in the spool will not reach a sink: they were released while it was not"
-                " configured, or their segments are lost",
-                sink=self.id,
-                events=missing,
-            )
-            cursor = replace(cursor, position=first, lost=cursor.lost + missing)
-        return cursor, self._save_first(cursor)
-
-    def _save_first(self, cursor: Cursor) -> bool:
-        """Make a cursor durable that did not come out of its file; return whether that worked."""
-        if is_being_saved(self._log, self.id):
-            return False
-        try:
-            self._file.save(cursor)
-        except Exception as error:  # noqa: BLE001 - the keeper goes on trying
-            log.error("the cursor of a sink cannot be saved", sink=self.id, error=str(error))
-            return False
-        return True
 
     def _new_batcher(self, options: BatchOptions | None = None) -> Batcher:
         return Batcher(self.id, self._log, self.position, options or self._config.batch, self._sink.when)
@@ -409,8 +369,3 @@ class SinkWorker:
             reporter.close_failed("it does not end")
         elif (answer := closing.result()).error is not None:
             reporter.close_failed(answer.text)
-
-
-def _beginning(position: int) -> Cursor:
-    """Return the cursor of a sink that has had nothing."""
-    return Cursor(position=position, base=position)

@@ -29,10 +29,10 @@ NOT_HTTP: Final = MalformedError("request", "is not valid HTTP")
 NO_BODY: Final = frozenset({204, 304})
 
 
-class Wire(Protocol):
+class BridgedWire(Protocol):
     """The connection of a request, as far as the bridge uses it."""
 
-    context: Context
+    context: PeerContext
     buffer: bytearray
     """What has arrived and nobody has taken."""
 
@@ -55,7 +55,7 @@ class Wire(Protocol):
         """Go on with what follows this request."""
 
 
-class Context:
+class PeerContext:
     """What Tornado's request looks up about its connection."""
 
     def __init__(self, family: int, address: Any, *, tls: bool) -> None:
@@ -70,7 +70,7 @@ class Context:
 class BridgeConnection(HTTPConnection):
     """The answer side of one request, as handlers see it."""
 
-    def __init__(self, wire: Wire, head: WireHead) -> None:
+    def __init__(self, wire: BridgedWire, head: WireHead) -> None:
         self.context = wire.context
         self._wire = wire
         self._head = head
@@ -143,7 +143,7 @@ class BridgeConnection(HTTPConnection):
 class Bridge:
     """One request on its way through Tornado's application. `run` is a task; `lose` when the peer has gone."""
 
-    def __init__(self, application: HTTPServerConnectionDelegate, wire: Wire, head: WireHead) -> None:
+    def __init__(self, application: HTTPServerConnectionDelegate, wire: BridgedWire, head: WireHead) -> None:
         self._wire = wire
         self._head = head
         self._connection = BridgeConnection(wire, head)

@@ -43,7 +43,7 @@ class MalformedError(HTTPInputError):
         self.message = message
 
 
-class Wire(Protocol):
+class Refusing(Protocol):
     """The connection of a request, as far as its framing is concerned."""
 
     head: bytes
@@ -72,7 +72,7 @@ class FramingHeaders(Protocol):
 class FramingDelegate(HTTPMessageDelegate):
     """Stands before the handler of one request. Owned by the connection, for as long as the request is read."""
 
-    def __init__(self, inner: HTTPMessageDelegate, wire: Wire, target_bytes: int) -> None:
+    def __init__(self, inner: HTTPMessageDelegate, wire: Refusing, target_bytes: int) -> None:
         self._inner = inner
         self._wire = wire
         self._target_bytes = target_bytes

@@ -22,7 +22,7 @@ from tornado.httputil import format_timestamp
 
 from edge.http.admission import Admission, Route, admit, refusal_by_state
 from edge.http.answers import Answer, busy
-from edge.http.bridge import Context
+from edge.http.bridge import PeerContext
 from edge.http.connections import SECURITY_HEADERS, TRANSPORT_SECURITY
 from edge.http.handlers import EXPOSED_HEADERS, REQUEST_ID, TRACEPARENT
 from edge.http.intake import answer_for, respond, respond_now
@@ -46,10 +46,10 @@ _STATUS_LINES: Final = {
 }
 
 
-class Wire(Protocol):
+class QuickWire(Protocol):
     """The connection of a request, as far as it is used here."""
 
-    context: Context
+    context: PeerContext
 
     def write(self, data: bytes) -> None:
         """Write, without waiting."""
@@ -112,7 +112,7 @@ class QuickHead:
 class _Asked:
     """A head and its connection, as admission asks about them."""
 
-    def __init__(self, head: QuickHead, query: str, wire: Wire) -> None:
+    def __init__(self, head: QuickHead, query: str, wire: QuickWire) -> None:
         self.headers: WireHeaders = head.wire_head.headers
         self.peer = wire.context.peer
         self.traceparent = head.traceparent
@@ -132,7 +132,7 @@ class QuickRoutes:
         self._date = b""
         self._date_of = 0
 
-    def take(self, wire_head: WireHead, raw: bytes, wire: Wire) -> Quick | None:
+    def take(self, wire_head: WireHead, raw: bytes, wire: QuickWire) -> Quick | None:
         """Return the request, ready for its body; None when it has to go the ordinary way."""
         method, target, _ = wire_head.start_line
         if method != "POST":
@@ -154,13 +154,13 @@ class QuickRoutes:
         head.tail = self._tail(head)
         return self._begin(head, length, wire)
 
-    def take_again(self, head: QuickHead, length: int, wire: Wire) -> Quick | None:
+    def take_again(self, head: QuickHead, length: int, wire: QuickWire) -> Quick | None:
         """Return a request with a head that was taken before; None when it has to be looked at anew."""
         if length > QUICK_BYTES or head.admission.plan is not self.site.plan:
             return None
         return self._begin(head, length, wire)
 
-    def _begin(self, head: QuickHead, length: int, wire: Wire) -> Quick | None:
+    def _begin(self, head: QuickHead, length: int, wire: QuickWire) -> Quick | None:
         site = self.site
         if refusal_by_state(site, head.admission.plan, length) is not None:
             return None
@@ -210,7 +210,7 @@ class Quick:
         "received_at",
     )
 
-    def __init__(self, routes: QuickRoutes, site: Site, head: QuickHead, length: int, wire: Wire) -> None:
+    def __init__(self, routes: QuickRoutes, site: Site, head: QuickHead, length: int, wire: QuickWire) -> None:
         self.head = head
         self.length = length
         """Bytes of its body."""

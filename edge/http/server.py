@@ -22,7 +22,7 @@ from edge.api import EdgeError
 from edge.config.model import Limits, Server, Tls
 from edge.http import answers
 from edge.http.connections import Acceptor, EdgeStream, EdgeTlsStream, closing_bytes, connection_bound
-from edge.http.fast import FastServer
+from edge.http.fast_server import FastServer
 from edge.http.framing import TARGET_BYTES, FramingDelegate
 from edge.http.quick import QuickRoutes
 from edge.http.state import Site

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +15,15 @@ import structlog
 from edge.spool.active import ActiveSegment, Shortage
 from edge.spool.capacity import DEFAULT_BYTES
 from edge.spool.cursor import cursor_names, load_cursor
-from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError, SpoolLockedError
-from edge.spool.files import FILE_MODE, Files, create_directory, open_directory
+from edge.spool.errors import SpoolClosedError, SpoolError, SpoolFailedError
+from edge.spool.files import Files, create_directory, open_directory
 from edge.spool.format import EVENTS, FRAME_EVENTS, KINDS
+from edge.spool.lock import take_lock
 from edge.spool.observer import LogObserver, SilentObserver
 from edge.spool.quarantine import Quarantine
-from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, Waiter, decide
+from edge.spool.queue import QUEUE_BYTES, AppendQueue, Entry, OnOutcome, decide
 from edge.spool.reader import Reader, ReadResult
-from edge.spool.recovery import Recovery, check_meta, discover, recover
+from edge.spool.recovery import Recovery, recover
 from edge.spool.release import Releaser
 from edge.spool.rewrite import RepairReport, Rewriter
 from edge.spool.seam import Seam, SharedIndex
@@ -34,7 +32,6 @@ from edge.spool.writer import Durability, Writer
 
 logger = structlog.get_logger(__name__)
 
-LOCK = "LOCK"
 SEGMENT_BYTES = 64 * 1024 * 1024
 STALL_SECS = 5.0
 STALL_LOOKS = 20
@@ -154,7 +151,7 @@ class Log:
         try:
             create_directory(files, path)
             fds.append(open_directory(path))
-            fds.append(_take_lock(fds[0], path))
+            fds.append(take_lock(fds[0], path))
             fds.append(open_directory(path))
             quarantine = Quarantine(fds[0], files, observer or SilentObserver())
             floors = [floor, *(cursor.position for name in cursor_names(path) if (cursor := load_cursor(path, name)))]
@@ -235,7 +232,7 @@ class Log:
             entry.answer(None)
         return future
 
-    def submit(self, payload: bytes, n_events: int, waiter: Waiter) -> None:
+    def submit(self, payload: bytes, n_events: int, waiter: OnOutcome) -> None:
         """Queue a frame of events as `append` does; instead of a future, `waiter` is called on the loop, once.
 
         Never before this returns.
@@ -389,42 +386,6 @@ class Log:
         if self._loop is not None:
             self._queue.expire(self._stall_secs)
             self._watchdog = self._loop.call_later(self._stall_secs / STALL_LOOKS, self._watch)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep every other process from opening the log in directory `path`; `SpoolLockedError` when one has it open."""
-    dir_fd = open_directory(path)
-    try:
-        lock_fd = _take_lock(dir_fd, path)
-    finally:
-        os.close(dir_fd)
-    try:
-        yield
-    finally:
-        os.close(lock_fd)
-
-
-def _take_lock(dir_fd: int, path: Path) -> int:
-    """Lock the directory for the life of the returned descriptor; the system ends the lock with the process."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        fd = os.open(LOCK, flags, dir_fd=dir_fd)
-    except FileNotFoundError:
-        check_meta(dir_fd)  # before anything is created: what a newer version wrote stays as it is
-        discover(dir_fd)
-        fd = os.open(LOCK, flags | os.O_CREAT, FILE_MODE, dir_fd=dir_fd)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SpoolFailedError(f"{path / LOCK} is not a regular file; remove it")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise SpoolLockedError(f"{path} belongs to another process") from error
-    except (OSError, SpoolError):
-        os.close(fd)
-        raise
-    return fd
 
 
 def _close_all(fds: list[int]) -> None:

@@ -15,7 +15,7 @@ logger = structlog.get_logger(__name__)
 
 QUEUE_BYTES = 32 * 1024 * 1024
 
-Waiter = Callable[[int, SpoolError | None], None]
+OnOutcome = Callable[[int, SpoolError | None], None]
 """Told on the loop, once, what became of a frame: the number of its first event, and why it is not stored or None.
 
 A plain call, since a future costs the loop another turn and several microseconds for every frame.
@@ -32,13 +32,13 @@ class Entry:
         payload: bytes,
         n_events: int,
         kind: int,
-        waiter: Waiter,
+        waiter: OnOutcome,
         decided: Callable[[bool], None] | None = None,
     ) -> None:
         self.payload = payload
         self.n_events = n_events
         self.kind = kind
-        self.waiter: Waiter | None = waiter
+        self.waiter: OnOutcome | None = waiter
         """Who has not been told yet."""
         self.decided = decided
         """Called on the loop once it is certain whether the frame is part of the log, whatever the waiter was told."""

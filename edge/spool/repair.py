@@ -16,7 +16,8 @@ from edge.spool.cursor import cursor_names, load_cursor
 from edge.spool.errors import SpoolFailedError
 from edge.spool.files import Files, open_directory, open_regular, read_at
 from edge.spool.format import SEGMENT_HEADER_BYTES
-from edge.spool.log import LOCK, Log
+from edge.spool.lock import LOCK
+from edge.spool.log import Log
 from edge.spool.recovery import META, Discovery, Recovery, check_meta, discover
 from edge.spool.rewrite import (
     Contents,

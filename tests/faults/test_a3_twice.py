@@ -17,7 +17,8 @@ from harness.deaths import kill_group, spawn
 
 from edge.gateway import SHARD
 from edge.spool.format import SEGMENT_HEADER_BYTES
-from edge.spool.log import LOCK, Log
+from edge.spool.lock import LOCK
+from edge.spool.log import Log
 
 ACKED_BEFORE, WITHIN_SECS = 50, 0.25
 LEAST_SECS, MOST_SECS = 0.005, 0.2

@@ -8,7 +8,8 @@ import pytest
 from edge.event import pack
 from edge.gateway import SHARD
 from edge.spool.cursor import Cursor, CursorFile, cursor_names
-from edge.spool.log import Log, locked
+from edge.spool.lock import locked
+from edge.spool.log import Log
 
 
 def store(path: Path, frames: list[list[bytes]]) -> None:

@@ -175,6 +175,8 @@ def flat_event(value: object) -> bool:
     """Say whether an event holds nothing but plain values, and objects and arrays of them."""
     if type(value) is not dict:
         return False
+    if _PLAIN.issuperset(map(type, value.values())):
+        return True
     for element in value.values():
         kind = type(element)
         if kind is str:

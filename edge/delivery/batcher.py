@@ -12,7 +12,7 @@ import orjson
 from edge.api import EventMetadata
 from edge.config.model import BatchOptions, Condition
 from edge.delivery.window import Passed, Window
-from edge.event import FrameMeta, event_metadata, unpack
+from edge.event import FrameMeta, event_metadata, split_lines, unpack
 from edge.spool.format import EVENTS, REPLAY, Frame
 from edge.spool.reader import ReadResult
 
@@ -226,7 +226,7 @@ class Batcher:
                 if type(meta) is not dict or not parting:
                     break
                 if n_events > 1:
-                    own = text.split(b"\n")
+                    own = split_lines(text)
                     if len(own) != n_events:
                         break
                     lines += own

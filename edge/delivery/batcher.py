@@ -16,8 +16,12 @@ from edge.event import FrameMeta, event_metadata, split_lines, unpack
 from edge.spool.format import EVENTS, REPLAY, Frame
 from edge.spool.reader import ReadResult
 
-READ_BYTES = 256 * 1024
-"""Asked of the spool at a time: large enough to amortise the call, small enough to keep memory and GIL time low."""
+READ_BYTES = 64 * 1024
+"""Asked of the spool at a time: large enough to amortise the call, small enough for senders not to notice.
+
+Between two reads the event loop may have the interpreter. With four times as much the p99 of single events at half of
+the saturation rate is 9 ms, with this 7.
+"""
 
 
 class Readable(Protocol):

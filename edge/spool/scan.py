@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,14 +81,14 @@ def scan_runs(
     end: int,
     position: int = 0,
     chunk_bytes: int = CHUNK_BYTES,
-    run_bytes: int = CHUNK_BYTES,
+    max_bytes: int = sys.maxsize,
 ) -> Iterator[list[Frame] | Damage]:
     """Yield what `scan` does, frames by the list: such as lie side by side, their numbers without a gap.
 
-    A list ends with the frame that brings it to `run_bytes` of payload, if not before.
+    The frame that brings them to `max_bytes` of payload is the last of its list; behind it they come one by one.
     """
     headers = _Headers(key, end - offset)
-    data, base = b"", offset
+    data, base, left = b"", offset, max_bytes
     while offset < end:
         at = offset - base
         if at + FRAME_HEADER_BYTES > len(data):
@@ -96,7 +97,8 @@ def scan_runs(
                 if data.strip(b"\0"):
                     yield Damage(offset, len(data))
                 return
-        if run := _run(data, at, base, min(end - base, len(data)), key.seed, segment, position, run_bytes):
+        run, left = _run(data, at, base, min(end - base, len(data)), key.seed, segment, position, left)
+        if run:
             yield run
             offset = run[-1].offset + FRAME_HEADER_BYTES + len(run[-1].payload)
             continue
@@ -116,22 +118,26 @@ def scan_runs(
         payload = data[at + FRAME_HEADER_BYTES : at + FRAME_HEADER_BYTES + length]
         if crc32(payload, check) == crc:
             yield [Frame(kind, seq, n_events, payload, segment, offset)]
+            left -= length
         else:
             yield Damage(offset, stop - offset)
         offset = stop
 
 
 def _run(
-    data: bytes, at: int, base: int, end: int, seed: int, segment: str, position: int, run_bytes: int
-) -> list[Frame]:
+    data: bytes, at: int, base: int, end: int, seed: int, segment: str, position: int, max_bytes: int
+) -> tuple[list[Frame], int]:
     """Return the intact frames that lie side by side in `data[at:end]`, behind `position`; none when the first is odd.
+
+    They end with the one that brings them to `max_bytes`. The second value is what of these is left.
 
     What there is of a reader's work with single events is done here, in one loop without a call of ours.
     """
     run: list[Frame] = []
     unpack, new = FRAME.unpack_from, tuple.__new__
     next_seq = -1
-    while at + FRAME_HEADER_BYTES <= end and run_bytes > 0:
+    left = max(max_bytes, 1)
+    while at + FRAME_HEADER_BYTES <= end and left > 0:
         magic, kind, _, n_events, length, seq, check, crc = unpack(data, at)
         start = at + FRAME_HEADER_BYTES
         stop = start + length
@@ -142,9 +148,9 @@ def _run(
             break
         run.append(new(Frame, (kind, seq, n_events, payload, segment, base + at)))
         next_seq = seq + n_events
-        run_bytes -= length
+        left -= length
         at = stop
-    return run
+    return run, left
 
 
 class _Headers:

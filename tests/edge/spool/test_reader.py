@@ -38,6 +38,19 @@ async def test_read_goes_on_where_it_ended(logs):
     assert position == log.durable_seq
 
 
+async def test_read_returns_no_more_than_asked_for_and_what_is_left_of_one_frame(logs):
+    log = logs.open(segment_bytes=32 * 1024)
+    dice = random.Random(11)
+    for _ in range(300):
+        await log.append(b"x" * dice.choice([0, 10, 100, 1000, 5000]))
+    for _ in range(300):
+        max_bytes = dice.choice([1, 500, 30_000, 64 * 1024, 200_000])
+        result = log.read(dice.randrange(log.durable_seq), max_bytes)
+        sizes = [len(frame.payload) for frame in result.frames]
+        assert sum(sizes[:-1]) < max_bytes
+        assert sum(sizes) >= max_bytes or result.position == log.durable_seq
+
+
 async def test_read_returns_a_frame_larger_than_asked_for(logs):
     log = logs.open(segment_bytes=4 << 20)
     await log.append(b"x" * 3_000_000)

@@ -6,7 +6,7 @@ component runs in a `try` of its own: whatever it raises is counted under its id
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from time import perf_counter
@@ -107,9 +107,11 @@ class Pipeline:
         ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
         for step in self._steps:
             call, is_filter = step.call, step.kind == "filter"
-            if n_events > 1 and step.once_per_request and self._change_at_once(step, events, ended, context, is_timed):
-                continue
-            for index, event in enumerate(events) if step.when is None else _matching(step.when, events):
+            asked: Iterable[tuple[int, Event]]
+            asked = enumerate(events) if step.when is None else _matching(step.when, events)
+            if n_events > 1 and step.once_per_request:
+                asked = self._change_at_once(step, events, ended, context, is_timed)
+            for index, event in asked:
                 if ended and index in ended:
                     continue
                 try:
@@ -121,40 +123,45 @@ class Pipeline:
                     else:
                         _change(event, result)
                 except BaseException as error:
-                    # `CancelledError` too: nothing here waits, so it is that of something the plugin has cancelled.
                     if isinstance(error, KeyboardInterrupt):
                         raise
-                    self._observer.component_failed(step, error)
-                    if step.on_error == "reject":
-                        ended[index] = Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
+                    self._failed(step, error, index, event, ended)
         return ended
 
     def _change_at_once(
-        self, step: Step, events: list[Event], ended: Mapping[int, Verdict], context: Context, is_timed: bool
-    ) -> bool:
-        """Make the changes that a step has for all events of a request; False, and nothing done, where that cannot be.
+        self, step: Step, events: list[Event], ended: dict[int, Verdict], context: Context, is_timed: bool
+    ) -> list[tuple[int, Event]]:
+        """Ask a step about the first event it concerns and change all alike; return the events still to be asked about.
 
-        Then each event is asked about by itself: an error is counted for each, and values that could be changed in
-        place are not shared.
+        Those are the others where the one call failed, for an error is counted for each event, and where it has set a
+        value that could be changed in place, for events share none.
         """
-        concerned = events
+        indexes: Sequence[int] = range(len(events))
         if ended or step.when is not None:
             asked = enumerate(events) if step.when is None else _matching(step.when, events)
-            concerned = [event for index, event in asked if index not in ended]
-        if len(concerned) < 2:
-            return not concerned
+            indexes = [index for index, _ in asked if index not in ended]
+            if not indexes:
+                return []
+        first = events[indexes[0]]
         try:
-            changes = self._timed(step, events[0], context) if is_timed else step.call(events[0], context)
-            if not _may_be_shared(changes):
-                return False
+            changes = self._timed(step, first, context) if is_timed else step.call(first, context)
+            if _may_be_shared(changes):
+                if changes:
+                    for event in events if len(indexes) == len(events) else [events[index] for index in indexes]:
+                        event.update(changes)
+                return []
+            _change(first, changes)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            return False
-        if changes:
-            for event in concerned:
-                event.update(changes)
-        return True
+            self._failed(step, error, indexes[0], first, ended)
+        return [(index, events[index]) for index in indexes[1:]]
+
+    def _failed(self, step: Step, error: BaseException, index: int, event: Event, ended: dict[int, Verdict]) -> None:
+        # `CancelledError` is an error as well: nothing here waits, so it is that of something the plugin has cancelled.
+        self._observer.component_failed(step, error)
+        if step.on_error == "reject":
+            ended[index] = Verdict(Outcome.REJECTED, COMPONENT_FAILED, event)
 
     def explain(self, event: Event, context: Context) -> Explanation:
         """Run the same steps one by one and write down what each did; counts nothing."""

@@ -176,6 +176,26 @@ def test_error_of_a_step_that_goes_by_the_request_is_counted_for_each_event(call
     assert events == [{"x": 0}, {"x": 1}, {"x": 2}]
 
 
+@pytest.mark.parametrize("on_error", ["skip", "reject"])
+def test_error_of_the_one_call_for_all_events_is_that_of_the_first_which_it_concerns(on_error: str) -> None:
+    calls: list[str] = []
+
+    def fails_once(event: Any, context: Any) -> dict[str, Any]:
+        calls.append(event["x"])
+        if len(calls) == 1:
+            raise RuntimeError("not yet")
+        return {"at": len(calls)}
+
+    recorder = Recorder()
+    events: list[Any] = [{"x": "other"}, {"x": "a"}, {"x": "b"}, {"x": "c"}]
+    step = enricher("late", fails_once, when=lambda e: e["x"] != "other", once_per_request=True, on_error=on_error)
+    ended = Pipeline([step], recorder).run_all(events, CONTEXT)
+    assert calls == ["a", "b", "c"]
+    assert [name for name, _ in recorder.failed] == ["late"]
+    assert list(ended) == ([1] if on_error == "reject" else [])
+    assert events == [{"x": "other"}, {"x": "a"}, {"x": "b", "at": 2}, {"x": "c", "at": 3}]
+
+
 def test_events_share_no_value_that_could_be_changed_in_place() -> None:
     steps = [enricher("tags", lambda e, c: {"tags": [], "plain": "a", "x": REMOVE}, once_per_request=True)]
     events: list[Any] = [{"x": 0}, {"x": 1}]

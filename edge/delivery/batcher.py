@@ -236,7 +236,7 @@ class Batcher:
                     lines += own
                     metas += [meta] * n_events
                     metadata += [event_metadata(meta)] * n_events
-                elif b"\n" in text:
+                elif n_events < 1 or b"\n" in text:
                     break
                 else:
                     lines.append(text)

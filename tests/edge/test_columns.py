@@ -8,8 +8,9 @@ from hypothesis import event as seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge import validation
 from edge.acceptor import generate
-from edge.columns import FEW_EVENTS, SHAPES, generate_columns
+from edge.columns import FEW_EVENTS, SHAPES, Columnar, generate_columns
 from edge.example import EXAMPLE_EVENT
 from edge.validation import EventValidator
 
@@ -121,3 +122,11 @@ VALUES = {
     "platform": "ios",
     "network_type": "wifi",
 }
+
+
+def test_check_that_tells_differently_of_one_value_tells_differently_of_many() -> None:
+    """A subclass would otherwise accept by columns what its parent accepts."""
+    checks = [kind for kind in vars(validation).values() if isinstance(kind, type) and issubclass(kind, Columnar)]
+    assert len(checks) >= 3
+    for kind in checks:
+        assert ("accepts" in vars(kind)) == ("accepts_column" in vars(kind)), kind

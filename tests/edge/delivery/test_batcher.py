@@ -11,7 +11,8 @@ import pytest
 from edge.config.model import BatchOptions, Condition
 from edge.delivery.batcher import Batcher
 from edge.delivery.window import Window
-from edge.spool.format import MARK, REPLAY
+from edge.spool.format import EVENTS, MARK, REPLAY, Frame
+from edge.spool.reader import ReadResult
 
 
 def never() -> bool:
@@ -151,6 +152,24 @@ async def test_batcher_passes_frames_that_hold_no_events(spool: Any, batcher: An
     assert [n for window in windows for n in numbers(window)] == [0, 1]
     assert check(windows, start, spool.log.durable_seq) == {"events": 2, "foreign": 1, "lost": 6}
     assert made.unreadable_events == 6
+
+
+def test_batcher_passes_a_frame_of_events_that_says_it_has_none() -> None:
+    """Nothing of ours writes one; a spool may come from anywhere."""
+
+    class ThreeFrames:
+        durable_seq = 2
+
+        def read(self, position: int, max_bytes: int) -> ReadResult:
+            payload = b'{}\n{"n":%d}'
+            frames = [Frame(EVENTS, seq, n, payload % seq, "segment", 0) for seq, n in [(0, 1), (1, 0), (1, 1)]]
+            return ReadResult(frames, position=2)
+
+    batcher = Batcher("crm", ThreeFrames(), 0, BatchOptions(100, 1 << 20, 1.0), None)
+    window, *more = cut_all(batcher)
+    assert not more
+    assert list(window.seqs) == numbers(window) == [0, 1]
+    assert check([window], 0, 2)["events"] == 2
 
 
 async def test_batcher_keeps_the_metadata_of_each_events_frame(spool: Any, batcher: Any) -> None:

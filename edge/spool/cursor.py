@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from struct import Struct
-from zlib import crc32
 
+from edge.spool.checksum import crc32
 from edge.spool.errors import SpoolFailedError, SpoolFullError
 from edge.spool.files import (
     CREATE_FLAGS,

@@ -18,8 +18,8 @@ import re
 from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
-from zlib import crc32
 
+from edge.spool.checksum import crc32
 from edge.spool.errors import SpoolFormatError
 
 VERSION = 1

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
-from zlib import crc32
 
+from edge.spool.checksum import crc32
 from edge.spool.format import (
     CHECKED_BYTES,
     FRAME,
@@ -114,7 +114,9 @@ def scan_runs(
             offset = stop
             continue
         if at + FRAME_HEADER_BYTES + length > len(data):
-            data, base, at = read(offset, min(max(chunk_bytes, stop - offset), end - offset)), offset, 0
+            # The rest of the chunk would only be read once more, were this the last frame that is asked for.
+            size = max(stop - offset, min(chunk_bytes, left))
+            data, base, at = read(offset, min(size, end - offset)), offset, 0
         payload = data[at + FRAME_HEADER_BYTES : at + FRAME_HEADER_BYTES + length]
         if crc32(payload, check) == crc:
             yield [Frame(kind, seq, n_events, payload, segment, offset)]

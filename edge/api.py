@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import orjson
 import pluggy
+
+from edge.lines import split_lines
 
 __all__ = [
     "REMOVE",
@@ -111,23 +114,57 @@ class EventMetadata(NamedTuple):
     """The sender's `sent_at` of the batch as it was written, or empty."""
 
 
+class Block(NamedTuple):
+    """Neighbours in a batch that came in one request. A sink that writes whole lines need not take them apart."""
+
+    metadata: EventMetadata
+    """What the gateway knows of them; they share it."""
+    n_events: int
+    text: bytes
+    """Their lines, with a newline between two."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the lengths of their lines."""
+        return len(self.text) - self.n_events + 1
+
+    def lines(self) -> list[bytes]:
+        """Return their lines one by one."""
+        return [self.text] if self.n_events == 1 else split_lines(self.text)
+
+
 class Batch:
     """Events that travel to a target together. Sinks read it and keep no reference after `edge_deliver` returns."""
 
-    __slots__ = ("__dict__", "id", "lines", "metadata", "size_bytes")
+    __slots__ = ("__dict__", "blocks", "id")
 
-    def __init__(self, id: str, lines: Sequence[bytes], metadata: Sequence[EventMetadata]) -> None:
+    def __init__(self, id: str, blocks: Sequence[Block]) -> None:
         self.id = id
         """Stable over retries and restarts: built from spool positions. For targets that refuse a repeated write."""
-        self.lines = lines
-        """The stored bytes of each event: one JSON object, UTF-8, no newline inside or at the end."""
-        self.metadata = metadata
-        """What the gateway knows of each event; same length and order as `lines`."""
-        self.size_bytes = sum(map(len, lines))
-        """Sum of the lengths of `lines`."""
+        self.blocks = blocks
+        """The events in order, those that came together as one text. For sinks that write lines as they are."""
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return self._n_events
+
+    @cached_property
+    def _n_events(self) -> int:
+        return sum([block.n_events for block in self.blocks])
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Sum of the lengths of `lines`."""
+        return sum([block.size_bytes for block in self.blocks])
+
+    @cached_property
+    def lines(self) -> Sequence[bytes]:
+        """The stored bytes of each event: one JSON object, UTF-8, no newline inside or at the end."""
+        return tuple(chain.from_iterable(map(Block.lines, self.blocks)))
+
+    @cached_property
+    def metadata(self) -> Sequence[EventMetadata]:
+        """What the gateway knows of each event; same length and order as `lines`."""
+        return tuple(chain.from_iterable([repeat(block.metadata, block.n_events) for block in self.blocks]))
 
     @cached_property
     def events(self) -> list[Event]:

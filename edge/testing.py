@@ -34,6 +34,7 @@ from voluptuous import MultipleInvalid
 from edge.api import (
     REMOVE,
     Batch,
+    Block,
     Component,
     Context,
     EdgeError,
@@ -103,7 +104,7 @@ def make_batch(events: Iterable[Event | bytes], id: str = "shard-000:0-1", **met
     """Return a batch of events, or of lines as they are stored. `metadata` replaces parts of every event's metadata."""
     lines = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
     parts: dict[str, Any] = {"key_id": "web", "received_at": RECEIVED_AT, "request_id": "req_1", **metadata}
-    return Batch(id, lines, [EventMetadata(**parts) for _ in lines])
+    return Batch(id, [Block(EventMetadata(**parts), 1, line) for line in lines])
 
 
 def build(component_class: type[ComponentType], /, id: str = "", **options: Any) -> ComponentType:

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from edge.api import EventMetadata
+from edge.api import Block, EventMetadata
 from edge.config.model import BatchOptions, Condition
 from edge.delivery.window import Passed, Window
-from edge.event import FrameMeta, event_metadata, split_lines, unpack
+from edge.event import FrameMeta, event_metadata, unpack_text
+from edge.lines import count_lines, split_lines
 from edge.spool.format import EVENTS, REPLAY, Frame
 from edge.spool.reader import ReadResult
 
@@ -41,19 +42,48 @@ class _Chunk:
 
     end: int
     seqs: Sequence[int]
-    lines: list[bytes]
-    passed: list[Passed]
-    """What is not in `lines`, in order."""
+    """For each event."""
+    blocks: list[Block]
+    """The events, such as lie together in a frame as one text."""
     metas: list[FrameMeta]
-    """For each line; shared between the events of a frame."""
-    metadata: list[EventMetadata]
+    """For each block."""
+    passed: list[Passed]
+    """What is not in `blocks`, in order."""
     seen_at: float
     size: int
-    """Sum of the lengths of `lines`."""
+    """Sum of the lengths of the lines."""
     taken: int = 0
-    """How many of `lines` went into a window already."""
+    """How many of the events went into a window already."""
+    taken_blocks: int = 0
+    """How many of `blocks` did."""
     handed: int = 0
     """How many of `passed` did."""
+
+    def take(self, n_events: int, size: int, options: BatchOptions) -> int:
+        """Take what a window with so many events and bytes has room for; return its new bytes."""
+        max_events, max_bytes = options.max_events, options.max_bytes
+        if not self.taken and n_events + len(self.seqs) <= max_events and size + self.size <= max_bytes:
+            self.taken, self.taken_blocks = len(self.seqs), len(self.blocks)
+            return size + self.size
+        while self.taken_blocks < len(self.blocks) and n_events < max_events:
+            block = self.blocks[self.taken_blocks]
+            if n_events + block.n_events > max_events or size + block.size_bytes > max_bytes:
+                if block.n_events > 1:
+                    self._take_apart(self.taken_blocks)
+                    continue
+                if n_events:
+                    break
+            n_events += block.n_events
+            size += block.size_bytes
+            self.taken += block.n_events
+            self.taken_blocks += 1
+        return size
+
+    def _take_apart(self, index: int) -> None:
+        """Put a block of each of its events in the place of a block."""
+        metadata, n_events, text = self.blocks[index]
+        self.blocks[index : index + 1] = [Block(metadata, 1, line) for line in split_lines(text)]
+        self.metas[index : index + 1] = [self.metas[index]] * n_events
 
 
 NOTHING: FrameMeta = {}
@@ -105,12 +135,14 @@ class Batcher:
 
     def oldest_seen_at(self) -> float | None:
         """Return when the first buffered event was noticed, by the monotonic clock."""
-        return next((chunk.seen_at for chunk in self._chunks if len(chunk.lines) > chunk.taken), None)
+        return next((chunk.seen_at for chunk in self._chunks if len(chunk.seqs) > chunk.taken), None)
 
     def head_metadata(self) -> EventMetadata | None:
         """Return what is known of the first buffered event."""
         chunk = self._chunks[0] if self._chunks else None
-        return chunk.metadata[chunk.taken] if chunk is not None and chunk.taken < len(chunk.lines) else None
+        if chunk is None or chunk.taken == len(chunk.seqs):
+            return None
+        return chunk.blocks[chunk.taken_blocks].metadata
 
     def wanted_events(self) -> int:
         """Return after how many more events in the spool a look is worth it; at least 1.
@@ -137,22 +169,19 @@ class Batcher:
     def cut(self) -> Window:
         """Return the next window: as many buffered events as one batch may hold; maybe none, when all were skipped."""
         end, size = self._position, 0
-        seqs: list[int] = []
-        lines: list[bytes] = []
+        seqs: Sequence[int] = ()
+        blocks: list[Block] = []
         metas: list[FrameMeta] = []
-        metadata: list[EventMetadata] = []
         passed: list[Passed] = []
         while self._chunks:
             chunk = self._chunks[0]
-            begin = chunk.taken
-            stop, size = self._fitting(chunk, len(lines), size)
-            whole = stop == len(chunk.lines)
-            if stop > begin:
-                seqs.extend(chunk.seqs[begin:stop])
-                lines.extend(chunk.lines[begin:stop])
-                metas.extend(chunk.metas[begin:stop])
-                metadata.extend(chunk.metadata[begin:stop])
-                chunk.taken = stop
+            begin, first = chunk.taken, chunk.taken_blocks
+            size = chunk.take(len(seqs), size, self._options)
+            whole = chunk.taken == len(chunk.seqs)
+            if chunk.taken > begin:
+                seqs = _joined(seqs, chunk.seqs[begin : chunk.taken])
+                blocks += chunk.blocks[first : chunk.taken_blocks]
+                metas += chunk.metas[first : chunk.taken_blocks]
                 end = seqs[-1] + 1
             if whole:
                 end = chunk.end
@@ -162,26 +191,11 @@ class Batcher:
             if not whole:
                 break
             self._chunks.popleft()
-        window = Window(self._position, end, seqs, lines, metas, metadata, passed)
+        window = Window(self._position, end, seqs, blocks, metas, passed)
         self._items -= len(window)
         self._bytes -= size
         self._position = end
         return window
-
-    def _fitting(self, chunk: _Chunk, n_events: int, size: int) -> tuple[int, int]:
-        """Return up to which of a chunk's lines a window with so many events and bytes has room, and its new bytes."""
-        index = chunk.taken
-        whole_fits = n_events + len(chunk.lines) <= self._options.max_events
-        if not index and whole_fits and size + chunk.size <= self._options.max_bytes:
-            return len(chunk.lines), size + chunk.size
-        stop = min(len(chunk.lines), index + self._options.max_events - n_events)
-        while index < stop:
-            length = len(chunk.lines[index])
-            if size + length > self._options.max_bytes and (n_events or index > chunk.taken):
-                break
-            size += length
-            index += 1
-        return index, size
 
     def _take(self, result: ReadResult, noticed_at: float) -> None:
         """Buffer what the spool returned."""
@@ -201,7 +215,7 @@ class Batcher:
         if result.position > self.read_position:
             # A gap at the end of what was read: no frame follows it yet.
             end = result.position
-            self._append(_Chunk(end, (), [], [Passed(end, lost=lost)], [], [], 0.0, 0))
+            self._append(_Chunk(end, (), [], [], [Passed(end, lost=lost)], 0.0, 0))
 
     def _take_plain(self, frames: Sequence[Frame], index: int, noticed_at: float) -> int:
         """Buffer frames from an index on as long as all their events are for the sink; return where that ends.
@@ -210,18 +224,18 @@ class Batcher:
         cost as much as reading it, and so would a call for each of the steps here.
         """
         max_events, max_bytes = self._options.max_events, self._options.max_bytes
+        new = tuple.__new__
         while index < len(frames):
             begin = end = self.read_position
-            lines: list[bytes] = []
+            blocks: list[Block] = []
             metas: list[FrameMeta] = []
-            metadata: list[EventMetadata] = []
             size = 0
             for kind, seq, n_events, payload, _, _ in frames[index:]:
                 if kind != EVENTS or seq != end:
                     break
                 head, parting, text = payload.partition(b"\n")
                 n_bytes = len(text) - n_events + 1
-                if lines and (len(lines) + n_events > max_events or size + n_bytes > max_bytes):
+                if blocks and (end - begin + n_events > max_events or size + n_bytes > max_bytes):
                     break
                 try:
                     meta = orjson.loads(head)
@@ -229,25 +243,16 @@ class Batcher:
                     break
                 if type(meta) is not dict or not parting:
                     break
-                if n_events > 1:
-                    own = split_lines(text)
-                    if len(own) != n_events:
-                        break
-                    lines += own
-                    metas += [meta] * n_events
-                    metadata += [event_metadata(meta)] * n_events
-                elif n_events < 1 or b"\n" in text:
+                if b"\n" in text if n_events == 1 else count_lines(text) != n_events:
                     break
-                else:
-                    lines.append(text)
-                    metas.append(meta)
-                    metadata.append(event_metadata(meta))
+                blocks.append(new(Block, (event_metadata(meta), n_events, text)))
+                metas.append(meta)
                 size += n_bytes
                 end += n_events
                 index += 1
-            if not lines:
+            if not blocks:
                 break
-            self._append(_Chunk(end, range(begin, end), lines, [], metas, metadata, noticed_at, size))
+            self._append(_Chunk(end, range(begin, end), blocks, metas, [], noticed_at, size))
         return index
 
     def _take_frame(self, frame: Frame, lost: int, noticed_at: float) -> None:
@@ -255,30 +260,35 @@ class Batcher:
         n_events = frame.n_events - (begin - frame.seq)
         passed = [Passed(begin, lost=lost)] if lost else []
         seqs: Sequence[int] = ()
+        blocks: list[Block] = []
         opened = self._open(frame)
         if opened is None:
             self.unreadable_events += n_events
             passed.append(Passed(frame.end, lost=n_events))
-        meta, lines = opened or (NOTHING, [])
+        meta, text = opened or (NOTHING, b"")
         if opened is not None and not self._is_ours(frame, meta):
             passed.append(Passed(frame.end, foreign=n_events))
-            lines = []
         elif opened is not None:
-            seqs, lines = range(begin, frame.end), lines[begin - frame.seq :]
-            if self._when is not None:
-                seqs, lines = self._matching(self._when, seqs, lines, passed)
-        metas, metadata = [meta] * len(lines), [event_metadata(meta)] * len(lines)
-        self._append(_Chunk(frame.end, seqs, lines, passed, metas, metadata, noticed_at, sum(map(len, lines))))
+            seqs = range(begin, frame.end)
+            if self._when is not None or begin > frame.seq:
+                lines = split_lines(text)[begin - frame.seq :]
+                if self._when is not None:
+                    seqs, lines = self._matching(self._when, seqs, lines, passed)
+                text = b"\n".join(lines)
+            if seqs:
+                blocks = [Block(event_metadata(meta), len(seqs), text)]
+        metas, size = [meta] * len(blocks), sum([block.size_bytes for block in blocks])
+        self._append(_Chunk(frame.end, seqs, blocks, metas, passed, noticed_at, size))
 
-    def _open(self, frame: Frame) -> tuple[FrameMeta, list[bytes]] | None:
-        """Return a frame's metadata and lines; None when it cannot be read."""
+    def _open(self, frame: Frame) -> tuple[FrameMeta, bytes] | None:
+        """Return a frame's metadata and the text of its lines; None when it cannot be read."""
         if frame.kind not in (EVENTS, REPLAY):
-            return NOTHING, []
+            return NOTHING, b""
         try:
-            meta, lines = unpack(frame.payload)
+            meta, text = unpack_text(frame.payload)
         except ValueError:
             return None
-        return (meta, lines) if len(lines) == frame.n_events else None
+        return (meta, text) if text is not None and count_lines(text) == frame.n_events else None
 
     def _is_ours(self, frame: Frame, meta: FrameMeta) -> bool:
         """Return whether a frame's events are to be looked at, be it that `when` skips them."""
@@ -315,7 +325,7 @@ class Batcher:
     def _append(self, chunk: _Chunk) -> None:
         self.read_position = chunk.end
         self._read_any = True
-        if not chunk.lines and self._chunks:
+        if not chunk.seqs and self._chunks:
             # Nothing to deliver: passed together with what is before it, and kept as one item, however much follows.
             last = self._chunks[-1]
             last.end = chunk.end
@@ -323,7 +333,7 @@ class Batcher:
                 _pass_too(last, item)
             return
         self._chunks.append(chunk)
-        self._count(len(chunk.lines), chunk.size)
+        self._count(len(chunk.seqs), chunk.size)
 
     def _count(self, n_events: int, n_bytes: int) -> None:
         self._items += n_events
@@ -332,10 +342,21 @@ class Batcher:
         self._lines_seen += n_events
 
 
+def _joined(seqs: Sequence[int], more: Sequence[int]) -> Sequence[int]:
+    """Return the numbers of both; `seqs` may be changed."""
+    if not seqs:
+        return more
+    if isinstance(seqs, range) and isinstance(more, range) and seqs.stop == more.start:
+        return range(seqs.start, more.stop)
+    joined = seqs if isinstance(seqs, list) else list(seqs)
+    joined.extend(more)
+    return joined
+
+
 def _pass_too(chunk: _Chunk, item: Passed) -> None:
     """Add what follows a chunk's last event to what the chunk passes."""
     last = chunk.passed[-1] if chunk.passed else None
-    if last is None or chunk.handed == len(chunk.passed) or (chunk.lines and last.end <= chunk.seqs[-1]):
+    if last is None or chunk.handed == len(chunk.passed) or (chunk.seqs and last.end <= chunk.seqs[-1]):
         chunk.passed.append(item)
         return
     last.end = item.end

@@ -302,9 +302,10 @@ class Delivery:
         texts = texts or {}
         died_at = datetime.fromtimestamp(self._clock.time(), UTC)
         for index in indices:
+            meta, line = window.stored(index)
             self._refused[index] = Letter(
-                line=window.lines[index],
-                meta=window.metas[index],
+                line=line,
+                meta=meta,
                 reason=reason,
                 attempts=group.attempts,
                 first_error=group.first_error or texts.get(index, ""),

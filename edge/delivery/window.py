@@ -7,10 +7,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 import orjson
 
-from edge.api import Batch, EventMetadata
+from edge.api import Batch, Block, EventMetadata
 from edge.event import FrameMeta
 
 PENDING, DELIVERED, DEAD, DROPPED = 0, 1, 2, 3
@@ -47,20 +48,28 @@ class Progress:
     dropped: int = 0
 
 
+class _Event(NamedTuple):
+    meta: FrameMeta
+    metadata: EventMetadata
+    line: bytes
+
+
 @dataclass(slots=True)
 class Window:
     """The events of one batch in the order of the spool, and the positions ``[start, end)`` they were taken from."""
 
     start: int
     end: int
-    seqs: list[int]
-    lines: list[bytes]
+    seqs: Sequence[int]
+    blocks: list[Block]
+    """The events, such as lay together in a frame as one text."""
     metas: list[FrameMeta]
-    """The stored metadata of each event's frame; shared between the events of a frame."""
-    metadata: list[EventMetadata]
+    """For each block, the stored metadata of its frame."""
     passed: list[Passed]
     """What lies between the events, in order."""
     outcomes: bytearray = field(init=False)
+    _events: list[_Event] | None = None
+    """Made when one of them is asked for by itself."""
     _position: int = field(init=False)
     _n_settled: int = 0
     """Events of the window that the last `advance` has passed."""
@@ -68,15 +77,28 @@ class Window:
     """Items of `passed` that it has passed."""
 
     def __post_init__(self) -> None:
-        self.outcomes = bytearray(len(self.lines))
+        self.outcomes = bytearray(len(self.seqs))
         self._position = self.start
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.seqs)
+
+    def stored(self, index: int) -> tuple[FrameMeta, bytes]:
+        """Return what the spool holds of one event: the metadata of its frame and its line."""
+        event = self._each()[index]
+        return event.meta, event.line
+
+    def metadata(self, index: int) -> EventMetadata:
+        """Return what the gateway knows of one event."""
+        for block in self.blocks:
+            if index < block.n_events:
+                return block.metadata
+            index -= block.n_events
+        raise IndexError(index)
 
     def settle(self, indices: Sequence[int], outcome: int) -> None:
         """Note what became of some events."""
-        if len(indices) == len(self.lines):
+        if len(indices) == len(self):
             self.outcomes[:] = bytes([outcome]) * len(indices)
             return
         for index in indices:
@@ -91,7 +113,7 @@ class Window:
         """Return the progress since the last call: over every event before the first pending one. None when none."""
         done = self.outcomes.find(PENDING)
         if done < 0:
-            done, position = len(self.lines), self.end
+            done, position = len(self), self.end
         else:
             # What lies between two events is passed together with the event before it.
             position = self.seqs[done]
@@ -119,13 +141,23 @@ class Window:
 
     def batch(self, shard: str, indices: Sequence[int]) -> Batch:
         """Return some of the events as a batch; the same events give the same id, other events another one."""
-        seqs, lines, metadata = self.seqs, self.lines, self.metadata
-        if len(indices) != len(lines):
+        seqs, blocks, first, last = self.seqs, self.blocks, self.metas[0], self.metas[-1]
+        if len(indices) != len(self):
+            each = self._each()
+            events = [each[index] for index in indices]
             seqs = [seqs[index] for index in indices]
-            lines = [lines[index] for index in indices]
-            metadata = [metadata[index] for index in indices]
-        stamp = _stamp(seqs, self.metas[indices[0]], self.metas[indices[-1]])
-        return Batch(f"{shard}-{seqs[0]}-{seqs[-1]}-{stamp}", tuple(lines), tuple(metadata))
+            blocks = [Block(event.metadata, 1, event.line) for event in events]
+            first, last = events[0].meta, events[-1].meta
+        return Batch(f"{shard}-{seqs[0]}-{seqs[-1]}-{_stamp(seqs, first, last)}", tuple(blocks))
+
+    def _each(self) -> list[_Event]:
+        if self._events is None:
+            self._events = [
+                _Event(meta, block.metadata, line)
+                for meta, block in zip(self.metas, self.blocks, strict=True)
+                for line in block.lines()
+            ]
+        return self._events
 
 
 def _stamp(seqs: Sequence[int], first: FrameMeta, last: FrameMeta) -> str:

@@ -318,7 +318,7 @@ class SinkWorker:
     def _oldest_pending_age_secs(self) -> float:
         metadata = None
         if self._window is not None and (index := self._window.first_pending()) is not None:
-            metadata = self._window.metadata[index]
+            metadata = self._window.metadata(index)
         elif self._window is None:
             metadata = self._batcher.head_metadata()
         if metadata is None or metadata.received_at.year <= EPOCH_YEAR:

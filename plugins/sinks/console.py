@@ -41,7 +41,7 @@ class Console(Sink):
     async def edge_deliver(self, batch: Batch) -> None:
         if self._thread is None:
             raise RetryableError("the sink is not open")
-        data = b"\n".join((*batch.lines, b""))
+        data = b"\n".join((*[block.text for block in batch.blocks], b""))
         try:
             await self._thread.run(lambda: _write_all(data), key=(batch.id, len(data)))
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from voluptuous import All, In, Invalid, Length, Optional, Required
 
-from edge.api import Batch, ComponentRegistry, EventMetadata, RetryableError, Sink, hookimpl
+from edge.api import Batch, ComponentRegistry, RetryableError, Sink, hookimpl
 
 from ..support.checks import takes
 from ..support.codecs import CODECS
@@ -163,22 +163,23 @@ class File(Sink):
 
 
 def partitioned(batch: Batch, by: str) -> dict[Parts, list[bytes]]:
-    """Return the lines of a batch by the partition they belong to (`by`: hour, day or none), in the order they have."""
+    """Return the lines of a batch by the partition they belong to (`by`: hour, day or none), in the order they have.
+
+    Lines that came together are one text.
+    """
     if by == "none":
-        return {(): list(batch.lines)} if batch.lines else {}
+        return {(): [block.text for block in batch.blocks]} if batch.blocks else {}
     groups: dict[Parts, list[bytes]] = {}
-    last: EventMetadata | None = None
     begin, end = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
     lines: list[bytes] = []
-    for line, metadata in zip(batch.lines, batch.metadata, strict=True):
-        # Events that came together share their metadata, and nearly all of a batch came in the same hour.
-        if metadata is not last and not begin <= metadata.received_at <= end:
+    for metadata, _, text in batch.blocks:
+        # Nearly all of a batch came in the same hour.
+        if not begin <= metadata.received_at <= end:
             begin = metadata.received_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
             end = begin.replace(minute=59, second=59, microsecond=999_999)
             parts: Parts = (f"dt={begin:%Y-%m-%d}", f"hour={begin:%H}") if by == "hour" else (f"dt={begin:%Y-%m-%d}",)
             lines = groups.setdefault(parts, [])
-        last = metadata
-        lines.append(line)
+        lines.append(text)
     return groups
 
 

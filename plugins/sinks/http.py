@@ -179,9 +179,10 @@ class Http(Sink):
     async def edge_deliver(self, batch: Batch) -> None:
         if self._address is None:
             raise RetryableError("the sink is not open")
-        body = b"\n".join((*batch.lines, b""))
         if self.options["body"] == "array":
             body = b"[" + b",".join(batch.lines) + b"]"
+        else:
+            body = b"\n".join((*[block.text for block in batch.blocks], b""))
         if self.options["compression"] == "gzip":
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
         headers = {**self._headers, "Idempotency-Key": batch.id}

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = [
     {"edge"},
+    {"edge.lines"},
     {"edge.acceptor", "edge.api", "edge.board", "edge.clock", "edge.example", "edge.near_names", "edge.tallies"},
     {"edge.columns", "edge.event", "edge.outcomes", "edge.hookspecs", "edge.logs", "edge.patterns"},
     {"edge.registry", "edge.conditions", "edge.validation", "edge.spool"},

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.api import EventMetadata
+from edge.api import Block, EventMetadata
 from edge.delivery.window import DEAD, DELIVERED, DROPPED, Passed, Window
 from edge.event import event_metadata
 
@@ -14,7 +14,7 @@ METADATA: EventMetadata = event_metadata({})
 
 def window(start: int, end: int, seqs: list[int], passed: list[Passed] | None = None) -> Window:
     n = len(seqs)
-    return Window(start, end, seqs, [b"{}"] * n, [{}] * n, [METADATA] * n, passed or [])
+    return Window(start, end, seqs, [Block(METADATA, 1, b"{}")] * n, [{}] * n, passed or [])
 
 
 @given(st.sets(st.integers(0, 40), min_size=1), st.sets(st.integers(0, 40), min_size=1))

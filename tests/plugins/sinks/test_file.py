@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from edge_plugins.sinks.file import File
 
-from edge.api import RetryableError
+from edge.api import Batch, RetryableError
 from edge.testing import ManualClock, OptionsError, build, deliver, make_batch, make_event
 
 if sys.version_info >= (3, 14):
@@ -168,10 +168,9 @@ async def test_file_modes_are_no_wider_than_0640_and_0750(root, opened):
 async def test_file_bounds_its_open_files(root, opened):
     sink = await opened()
     before = n_descriptors()
-    events = [make_event(extras={"n": n}) for n in range(100)]
     times = [datetime(2026, 1, 1 + n // 24, n % 24, tzinfo=UTC) for n in range(100)]
-    many = make_batch(events)
-    many.metadata = [make_batch([b"{}"], received_at=time).metadata[0] for time in times]
+    each = [make_batch([make_event(extras={"n": n})], received_at=time) for n, time in enumerate(times)]
+    many = Batch("many", [block for batch in each for block in batch.blocks])
     await sink.edge_deliver(many)
     assert n_descriptors() - before <= 2 * 16
     assert len(files(root)) == 100

@@ -16,7 +16,7 @@ import pytest
 from edge_plugins.sinks.file import File
 from edge_plugins.support.partitions import MAX_OPEN_FILES
 
-from edge.api import Batch, EventMetadata, RetryableError
+from edge.api import Batch, Block, EventMetadata, RetryableError
 from edge.testing import RECEIVED_AT, ManualClock, build, deliver, make_batch, make_event
 
 if sys.version_info >= (3, 14):
@@ -355,7 +355,9 @@ async def test_file_keeps_whole_batches_when_a_write_to_many_partitions_fails(tm
     """Partitions beyond those that may be open at once are written later; the first ones keep their lines."""
     hours = [RECEIVED_AT + timedelta(hours=hour) for hour in range(MAX_OPEN_FILES + 4)]
     lines = [json.dumps({"extras": {"n": n}}).encode() for n in range(len(hours))]
-    many = Batch("b", lines, [EventMetadata("web", hour, "req_1") for hour in hours])
+    many = Batch(
+        "b", [Block(EventMetadata("web", hour, "req_1"), 1, line) for hour, line in zip(hours, lines, strict=True)]
+    )
     sink = sink_at(tmp_path)
     await sink.edge_open()
     with monkeypatch.context() as patch:

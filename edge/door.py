@@ -140,7 +140,7 @@ class Door:
         self._books.received(context.key_id, n_events)
         try:
             result = judge_at_once(self.plan, candidates, context)
-            payload = pack(frame_meta(context, sent_at), (result.text,)) if result is not None and result.text else b""
+            payload = result.frame(frame_meta(context, sent_at)) if result is not None else b""
         except BaseException:
             self._in_flight -= n_events
             raise
@@ -198,9 +198,8 @@ class Door:
         if self._dedup is not None:
             return await self._store_what_is_new(self._dedup.claim(context.key_id), candidates, context, sent_at)
         result = await _judge_in_slices(self.plan, candidates, context)
-        if result.text:
-            busy = await self._commit(pack(frame_meta(context, sent_at), (result.text,)), result.n_accepted)
-            result.refuse_accepted(busy)
+        if payload := result.frame(frame_meta(context, sent_at)):
+            result.refuse_accepted(await self._commit(payload, result.n_accepted))
         return result
 
     async def _store_what_is_new(self, claim: Claim, candidates: Candidates, context: Context, sent_at: str) -> Result:

@@ -15,6 +15,7 @@ import structlog
 
 from edge.api import Context, Event
 from edge.dedup import Claim
+from edge.event import FrameMeta, pack
 from edge.outcomes import Outcome
 from edge.pipeline import COMPONENT_FAILED, Pipeline
 from edge.validation import Detail, EventValidator
@@ -137,10 +138,10 @@ class Result:
     """Of accepted events without a `Judged`: their ids as they were sent."""
     accepted: Sequence[Judged] = ()
     """Those of `judged` that are to be stored."""
-    text: bytes = b""
-    """What is to be stored: one JSON object a line, for each accepted event."""
+    lines: Sequence[bytes] = ()
+    """What is to be stored: the JSON of each accepted event. Empty again once it is in a frame."""
     n_accepted: int = 0
-    """How many lines that are."""
+    """How many lines that are, or were."""
     busy: str = ""
     """A ``busy.*`` code when what could have been accepted was not stored (busy.unknown: may be stored)."""
     counts: dict[Outcome, int] = field(default_factory=dict)
@@ -150,6 +151,11 @@ class Result:
     def n_events(self) -> int:
         """How many events there are."""
         return len(self.judged) or len(self.ids)
+
+    def frame(self, meta: FrameMeta) -> bytes:
+        """Return the payload of the frame of what is to be stored; empty when nothing is. The lines are let go of."""
+        lines, self.lines = self.lines, ()
+        return pack(meta, lines) if lines else b""
 
     def refuse_accepted(self, busy: str) -> None:
         """Note that what is to be stored was not, for this reason; nothing for none."""
@@ -189,7 +195,7 @@ def judge_plainly(plan: Plan, candidates: Candidates, context: Context) -> Resul
     ended = plan.pipeline.run_all(values, context)
     if not ended:
         try:
-            return Result([], ids, text=b"\n".join(map(orjson.dumps, values)), n_accepted=len(ids))
+            return Result([], ids, lines=list(map(orjson.dumps, values)), n_accepted=len(ids))
         except orjson.JSONEncodeError:
             pass  # found again below, and then it is known which one it was
     judged = [
@@ -205,19 +211,19 @@ def joined(parts: Sequence[Result]) -> Result:
     """Return the result of a request whose events were judged in parts."""
     if len(parts) == 1:
         return parts[0]
-    text = b"\n".join(part.text for part in parts if part.text)
-    n_accepted = sum(part.n_accepted for part in parts)
+    lines = [line for part in parts for line in part.lines]
     if not any(part.judged for part in parts):
-        return Result([], [event_id for part in parts for event_id in part.ids], text=text, n_accepted=n_accepted)
+        ids = [event_id for part in parts for event_id in part.ids]
+        return Result([], ids, lines=lines, n_accepted=len(lines))
     judged = [item for part in parts for item in part.spell_out()]
     accepted = [item for item in judged if item.outcome is Outcome.ACCEPTED]
-    return Result(judged, accepted=accepted, text=text, n_accepted=n_accepted)
+    return Result(judged, accepted=accepted, lines=lines, n_accepted=len(lines))
 
 
 def written(judged: list[Judged]) -> Result:
     """Return the result of events that were judged one by one."""
     accepted, lines = encode(judged)
-    return Result(judged, accepted=accepted, text=b"\n".join(lines), n_accepted=len(lines))
+    return Result(judged, accepted=accepted, lines=lines, n_accepted=len(lines))
 
 
 def encode(judged: Sequence[Judged]) -> tuple[list[Judged], list[bytes]]:

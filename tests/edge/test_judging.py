@@ -137,13 +137,13 @@ def test_judging_at_once_is_judging_one_by_one(unknown: Any, events: list[Any], 
     sliced = joined([at_once(in_slices, part, CONTEXT) for part in measured.slices(2)])
     for found in (whole, sliced):
         assert [(item.outcome, item.reason, item.event_id, item.details) for item in found.spell_out()] == wanted
-        assert found.text == text
+        assert b"\n".join(found.lines) == text
         assert found.n_accepted == sum(outcome is Outcome.ACCEPTED for outcome, *_ in wanted)
         assert found.n_events == len(events)
 
 
 def test_events_that_were_not_stored_are_rejected_whichever_way_they_were_judged() -> None:
-    plain = Result([], ["a"], text=b"{}", n_accepted=1)
+    plain = Result([], ["a"], lines=[b"{}"], n_accepted=1)
     mixed = written([Judged(Outcome.ACCEPTED, "", dict(EXAMPLE_EVENT), "b"), Judged(Outcome.FILTERED, "drops.no")])
     result = joined([plain, mixed])
     result.refuse_accepted("busy.full")
@@ -168,7 +168,7 @@ def test_usual_events_need_no_object_each() -> None:
     event = {**EXAMPLE_EVENT, "event_type": "scroll"}
     result = at_once(plan("reject"), Candidates([dict(event), dict(event)], 600), CONTEXT)
     assert (result.judged, result.ids) == ([], [event["event_id"]] * 2)  # as they were sent, not as they were renamed
-    assert [orjson.loads(line)["event_id"] for line in result.text.split(b"\n")] == ["other", "other"]
+    assert [orjson.loads(line)["event_id"] for line in result.lines] == ["other", "other"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_event_that_cannot_be_written_is_rejected_alone(expect_log: list[str]) -
     events = [dict(EXAMPLE_EVENT), {**EXAMPLE_EVENT, "page_name": "unwritable"}]
     result = at_once(plan("reject"), Candidates(events, 600), CONTEXT)
     assert [item.outcome for item in result.judged] == [Outcome.ACCEPTED, Outcome.REJECTED]
-    assert (result.n_accepted, result.text.count(b"\n")) == (1, 0)
+    assert (result.n_accepted, len(result.lines)) == (1, 1)
 
 
 def test_flat_events_are_not_looked_at_again() -> None:

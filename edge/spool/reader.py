@@ -13,7 +13,7 @@ from edge.spool.errors import SpoolFailedError
 from edge.spool.files import read_at
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, Frame
 from edge.spool.quarantine import Quarantine
-from edge.spool.scan import Damage, ReadAt, scan_runs
+from edge.spool.scan import LEAST_BYTES, Damage, ReadAt, scan_runs
 from edge.spool.segment import Segment, SegmentFiles, View
 
 _CHUNK_BYTES = 64 * 1024
@@ -58,6 +58,7 @@ class Reader:
     def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
 
+        A frame counts as `LEAST_BYTES` at least.
         Raises `SpoolFailedError` when a segment cannot be opened now.
         """
         result = ReadResult(position=position, is_needed=is_needed)
@@ -78,7 +79,7 @@ class Reader:
     def _read_segment(self, view: View, result: ReadResult, max_bytes: int) -> int | None:
         """Add the frames of one segment to the result.
 
-        Returns the bytes of payload that were added, None when the result ends here.
+        Returns what the frames that were added count as, in bytes; None when the result ends here.
         """
         segment = view.segment
         try:
@@ -107,7 +108,7 @@ class Reader:
                     return None
                 result.frames += run
                 result.position = run[-1].end
-                taken += sum([len(frame.payload) for frame in run])
+                taken += sum([size if (size := len(frame.payload)) > LEAST_BYTES else LEAST_BYTES for frame in run])
                 if taken >= max_bytes or result.position == view.end_seq:
                     self._remember(segment, run[-1])
                     return taken

@@ -24,6 +24,8 @@ ReadAt = Callable[[int, int], bytes]
 """Takes offset and size, returns the bytes there; fewer only at the end of the file."""
 
 CHUNK_BYTES = 256 * 1024
+LEAST_BYTES = 1536
+"""What a frame counts as at least where frames are asked for by bytes: to handle one takes as long as so many bytes."""
 PATIENCE_SECS = 0.75
 """How long `find_tail` looks for an intact frame, and then for headers: far more than what was not made up needs."""
 _RESIDUE = crc32(crc32(b"").to_bytes(4, "little"))
@@ -85,7 +87,8 @@ def scan_runs(
 ) -> Iterator[list[Frame] | Damage]:
     """Yield what `scan` does, frames by the list: such as lie side by side, their numbers without a gap.
 
-    The frame that brings them to `max_bytes` of payload is the last of its list; behind it they come one by one.
+    The frame that brings them to `max_bytes` of payload is the last of its list; behind it they come one by one. Each
+    counts as `LEAST_BYTES` at least.
     """
     headers = _Headers(key, end - offset)
     data, base, left = b"", offset, max_bytes
@@ -120,7 +123,7 @@ def scan_runs(
         payload = data[at + FRAME_HEADER_BYTES : at + FRAME_HEADER_BYTES + length]
         if crc32(payload, check) == crc:
             yield [Frame(kind, seq, n_events, payload, segment, offset)]
-            left -= length
+            left -= max(length, LEAST_BYTES)
         else:
             yield Damage(offset, stop - offset)
         offset = stop
@@ -150,7 +153,7 @@ def _run(
             break
         run.append(new(Frame, (kind, seq, n_events, payload, segment, base + at)))
         next_seq = seq + n_events
-        left -= length
+        left -= max(LEAST_BYTES, length)
         at = stop
     return run, left
 

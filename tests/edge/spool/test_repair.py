@@ -14,6 +14,7 @@ from edge.spool.files import Files
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, segment_name, temporary_name
 from edge.spool.inspect import dump, verify
 from edge.spool.repair import Finding, Missing, plan, repair
+from edge.spool.scan import LEAST_BYTES
 
 FRAME_BYTES = FRAME_HEADER_BYTES + 100
 DAMAGED = ["a segment of the spool is damaged", "events of the spool are lost"]
@@ -393,7 +394,7 @@ async def test_reader_that_comes_with_the_old_view_after_the_swap_finds_the_new_
     log = logs.open(segment_bytes=SEGMENT_HEADER_BYTES + 30 * FRAME_BYTES + 50)
     for number in range(61):
         await log.append(payload(number))
-    assert log.read(0, 20 * 100).position == 20  # a hint into the old file
+    assert log.read(0, 20 * LEAST_BYTES).position == 20  # a hint into the old file
     spoil(segment_paths()[0], 3)
     real = log._segment_files.borrow
 

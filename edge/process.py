@@ -22,6 +22,7 @@ from edge.config import ConfigError, load
 from edge.config.model import GatewayConfig
 from edge.exits import EXIT_OK
 from edge.gateway import Gateway, refuse_fixed
+from edge.heap import settle, settle_again
 from edge.http.admin import AdminSite, admin_application
 from edge.http.app import ingest_application
 from edge.http.fast_server import FastServer
@@ -131,6 +132,7 @@ class Process:
             if self._is_ending:
                 self.stop()  # since before this process could hear it
             self._spawn(self._catch_up(self._place.n_reloads))
+        settle()
         announce(started)
         await self._stop.wait()
         await self.drain()
@@ -286,6 +288,7 @@ class Process:
                 if isinstance(error, EdgeError | OSError):
                     raise
                 raise EdgeError(f"{type(error).__name__}: {error}") from error
+        settle_again()
         logs.configure(config.log.level, config.log.format)
         if self.role.delivers:
             warn(config)

@@ -17,7 +17,7 @@ LAYERS = [
     {"edge.registry", "edge.conditions", "edge.validation", "edge.spool"},
     {"edge.config", "edge.json_body", "edge.dedup_tail"},
     {"edge.binding", "edge.dedup"},
-    {"edge.exits", "edge.pipeline", "edge.metrics"},
+    {"edge.exits", "edge.heap", "edge.pipeline", "edge.metrics"},
     {"edge.judging"},
     {"edge.door", "edge.delivery", "edge.scrape"},
     {"edge.books", "edge.testing", "edge.workers"},

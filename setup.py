@@ -33,8 +33,8 @@ CORE = [
     "Brotli>=1.2,<2",
     # Content-Encoding: zstd with bounded steps; the standard library has it from 3.14 on. PSF, pulls in nothing.
     'backports.zstd>=1.0; python_version < "3.14"',
-    # The checksum of frames in a twentieth of the standard library's time, which is used elsewhere: 5 % of a batch. Kept
-    # by pycompression, on the library that browsers and distributions move to. PSF, pulls in nothing.
+    # The checksum of frames in a twentieth of the standard library's time, which is used where this is missing: 5 % of
+    # a batch. Kept by pycompression, on the library that distributions move to. PSF, pulls in nothing.
     'zlib-ng>=1.0,<2; implementation_name == "cpython" and platform_machine in "x86_64 AMD64 aarch64 arm64"',
     # A faster event loop where it exists. MIT/Apache-2.0, pulls in nothing.
     'uvloop>=0.21; sys_platform != "win32" and implementation_name == "cpython"',

@@ -17,6 +17,8 @@ from edge.lines import split_lines
 
 FrameMeta = dict[str, Any]
 
+SHORT_META_BYTES = 500
+"""A first line up to this length surely can be written again: what is nested too deep for that takes more brackets."""
 _new_tuple = tuple.__new__
 _ID_FIRST = b'{"event_id":"'
 
@@ -57,6 +59,11 @@ def unpack_text(payload: bytes) -> tuple[FrameMeta, bytes | None]:
     meta = orjson.loads(head)
     if not isinstance(meta, dict):
         raise ValueError("the first line of a frame is not a JSON object")
+    if len(head) > SHORT_META_BYTES:
+        try:
+            orjson.dumps(meta)
+        except orjson.JSONEncodeError as error:
+            raise ValueError("the first line of a frame is nested too deep to be written again") from error
     return meta, text if parting else None
 
 
@@ -96,6 +103,6 @@ def parse_time(text: str) -> datetime:
     """Return an ISO 8601 time as an aware datetime (UTC when it names no offset); the epoch for what is no time."""
     try:
         value = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, TypeError):  # in a frame that something else wrote it may not even be a text
         return datetime.fromtimestamp(0, UTC)
     return value if value.tzinfo else value.replace(tzinfo=UTC)

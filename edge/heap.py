@@ -16,7 +16,10 @@ def settle() -> None:
 
 
 def settle_again() -> None:
-    """Do the same after much was replaced; nothing in a process that has not settled, which is a test's."""
+    """Do the same after much was replaced, for 20 to 30 ms; nothing in a process that has not settled, as in a test.
+
+    What was replaced and is garbage goes now. What is alive and becomes a cycle of garbage later goes the next time.
+    """
     if gc.get_freeze_count():
         gc.unfreeze()
         settle()

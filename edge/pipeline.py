@@ -106,16 +106,17 @@ class Pipeline:
         self._seen += n_events
         ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
         for step in self._steps:
-            call, is_filter = step.call, step.kind == "filter"
+            call, is_filter, sample = step.call, step.kind == "filter", timed
             asked: Iterable[tuple[int, Event]]
-            asked = enumerate(events) if step.when is None else _matching(step.when, events)
             if n_events > 1 and step.once_per_request:
-                asked = self._change_at_once(step, events, ended, context, is_timed)
+                asked, sample = self._change_at_once(step, events, ended, context, is_timed), -1
+            else:
+                asked = enumerate(events) if step.when is None else _matching(step.when, events)
             for index, event in asked:
                 if ended and index in ended:
                     continue
                 try:
-                    result = call(event, context) if index != timed else self._timed(step, event, context)
+                    result = call(event, context) if index != sample else self._timed(step, event, context)
                     if result is None:
                         continue
                     if is_filter:

@@ -12,7 +12,7 @@ import orjson
 from edge.api import Block, EventMetadata
 from edge.config.model import BatchOptions, Condition
 from edge.delivery.window import Passed, Window
-from edge.event import FrameMeta, event_metadata, unpack_text
+from edge.event import SHORT_META_BYTES, FrameMeta, event_metadata, unpack_text
 from edge.lines import count_lines, split_lines
 from edge.spool.format import EVENTS, REPLAY, Frame
 from edge.spool.reader import ReadResult
@@ -118,7 +118,8 @@ class Batcher:
         self._bytes = 0
         self._bytes_seen = 0
         self._lines_seen = 0
-        self._frames_seen = 0
+        self._frame_events = 1.0
+        """Events of the spool in a frame, as the last read had them."""
         self._read_any = False
         self.read_position = position
         """Everything below it is in a window already or buffered."""
@@ -157,13 +158,13 @@ class Batcher:
         """Return after how many more events in the spool a look is worth it; at least 1.
 
         As many as the batch has room for, but no more than `FRAMES_AT_ONCE` frames hold. Bytes are guessed from the
-        events seen so far, and halved so that the guess converges from below; events of a frame are guessed as well.
+        events seen so far, and halved so that the guess converges from below; a frame holds what the last ones did.
         """
         if not self._lines_seen:
             return self._options.max_events if self._read_any else 1
         room = self._options.max_bytes - self._bytes
         mean = max(1.0, self._bytes_seen / self._lines_seen)
-        at_once = int(FRAMES_AT_ONCE * self._lines_seen / self._frames_seen)
+        at_once = int(FRAMES_AT_ONCE * self._frame_events)
         return max(1, min(self._options.max_events - self._items, int(room / mean / 2), at_once))
 
     def fill(self, noticed_at: float, due: Callable[[], bool]) -> None:
@@ -213,7 +214,8 @@ class Batcher:
         # The spool's own word; frames have no gap between them, so what is missing lies before the first.
         lost = result.lost_events
         frames = result.frames
-        self._frames_seen += len(frames)
+        if frames:
+            self._frame_events = (frames[-1].end - frames[0].seq) / len(frames)
         index = 0
         while index < len(frames):
             if self._when is None and not lost:
@@ -253,7 +255,7 @@ class Batcher:
                     meta = orjson.loads(head)
                 except ValueError:
                     break
-                if type(meta) is not dict or not parting:
+                if type(meta) is not dict or not parting or len(head) > SHORT_META_BYTES:
                     break
                 if b"\n" in text if n_events == 1 else count_lines(text) != n_events:
                     break

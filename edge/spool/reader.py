@@ -54,6 +54,8 @@ class Reader:
         self._quarantine = quarantine
         self._lock = threading.Lock()
         self._hints: OrderedDict[int, tuple[Segment, int]] = OrderedDict()
+        self._frame_bytes = LEAST_BYTES
+        """Length of a frame, as those that were read last had it."""
 
     def read(self, position: int, max_bytes: int, *, is_needed: bool = True) -> ReadResult:
         """Return the frames from event `position` on, about `max_bytes` of payload, at least one if there is one.
@@ -110,7 +112,7 @@ class Reader:
                 result.position = run[-1].end
                 taken += sum([size if (size := len(frame.payload)) > LEAST_BYTES else LEAST_BYTES for frame in run])
                 if taken >= max_bytes or result.position == view.end_seq:
-                    self._remember(segment, run[-1])
+                    self._remember(segment, run)
                     return taken
             if found[-1].end > view.end_seq:
                 break  # written in vain before the next segment took over
@@ -121,7 +123,10 @@ class Reader:
     def _found(self, read: ReadAt, view: View, position: int, max_bytes: int) -> Iterator[list[Frame] | Damage]:
         segment = view.segment
         offset = self._offset(segment, position)
-        chunk_bytes = max(_CHUNK_BYTES, min(max_bytes, _LARGE_CHUNK_BYTES))
+        size = self._frame_bytes
+        # All that is asked for, in frames like the last ones, and one of these at least.
+        expected = max(size, min(max_bytes, max_bytes * size // LEAST_BYTES))
+        chunk_bytes = max(_CHUNK_BYTES, min(expected, _LARGE_CHUNK_BYTES))
         key, end = segment.header.key, view.data_end
         return scan_runs(read, key, segment.name, offset, end, position, chunk_bytes, max_bytes)
 
@@ -145,10 +150,13 @@ class Reader:
             known = [(seq, at) for seq, (of, at) in self._hints.items() if of is segment and seq <= position]
         return max(known)[1] if known else SEGMENT_HEADER_BYTES
 
-    def _remember(self, segment: Segment, last: Frame) -> None:
-        """Take note of where the frame after `last` starts."""
+    def _remember(self, segment: Segment, run: list[Frame]) -> None:
+        """Take note of where the frame after these starts, and of how long they are."""
+        last = run[-1]
+        end = last.offset + FRAME_HEADER_BYTES + len(last.payload)
         with self._lock:
-            self._hints[last.end] = segment, last.offset + FRAME_HEADER_BYTES + len(last.payload)
+            self._frame_bytes = (end - run[0].offset) // len(run) + 1
+            self._hints[last.end] = segment, end
             self._hints.move_to_end(last.end)
             if len(self._hints) > _HINTS:
                 self._hints.popitem(last=False)

@@ -196,6 +196,15 @@ def test_error_of_the_one_call_for_all_events_is_that_of_the_first_which_it_conc
     assert events == [{"x": "other"}, {"x": "a"}, {"x": "b", "at": 2}, {"x": "c", "at": 3}]
 
 
+def test_events_are_asked_for_once_and_timed_once_by_a_step_that_goes_by_the_request() -> None:
+    matched: list[Any] = []
+    recorder = Recorder()
+    step = enricher("tags", lambda e, c: {"tags": []}, when=lambda e: matched.append(e) or True, once_per_request=True)
+    Pipeline([step], recorder).run_all([{} for _ in range(TIMED_EVERY)], CONTEXT)
+    assert len(matched) == TIMED_EVERY
+    assert recorder.timed == ["tags"]
+
+
 def test_events_share_no_value_that_could_be_changed_in_place() -> None:
     steps = [enricher("tags", lambda e, c: {"tags": [], "plain": "a", "x": REMOVE}, once_per_request=True)]
     events: list[Any] = [{"x": 0}, {"x": 1}]

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from edge.config.model import BatchOptions, Condition
-from edge.delivery.batcher import Batcher
+from edge.delivery.batcher import FRAMES_AT_ONCE, Batcher
 from edge.delivery.window import Window
 from edge.spool.format import EVENTS, MARK, REPLAY, Frame
 from edge.spool.reader import ReadResult
@@ -195,6 +195,40 @@ async def test_batcher_wants_more_events_as_long_as_bytes_allow(spool: Any, batc
     await spool.put(10, size=900)
     made.fill(0.0, never)
     assert made.full
+
+
+async def test_batcher_wants_as_many_as_some_frames_hold_however_few_of_them_it_keeps(spool: Any, batcher: Any) -> None:
+    start = spool.log.durable_seq
+    for _ in range(40):
+        await spool.put(1)
+    one_in_ten = batcher(start, max_events=5000, when=lambda event: event["n"] % 10 == 0)
+    one_in_ten.fill(0.0, never)
+    assert one_in_ten.wanted_events() == FRAMES_AT_ONCE
+    all_of_them = batcher(start, max_events=5000)
+    all_of_them.fill(0.0, never)
+    assert all_of_them.wanted_events() == FRAMES_AT_ONCE
+    for _ in range(5):
+        await spool.put(30, kind=REPLAY, sink="archive")
+    all_of_them.fill(0.0, never)
+    assert all_of_them.wanted_events() == min(5000 - 40, 30 * FRAMES_AT_ONCE)
+    await spool.put(1)  # what frames held long ago says nothing
+    all_of_them.fill(0.0, never)
+    assert all_of_them.wanted_events() == FRAMES_AT_ONCE
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+async def test_batcher_passes_metadata_that_nothing_of_ours_wrote(spool: Any, batcher: Any, size: int) -> None:
+    """A time that is no text is an unknown time; what could not be written again, as in a dead letter, is unreadable."""
+    start = spool.log.durable_seq
+    deep = b'{"key":' + b"[" * 300 + b"]" * 300 + b"}"
+    for head in (b'{"received_at":5}', b'{"received_at":null}', deep, b'{"key":"%b"}' % (b"[" * 600)):
+        await spool.log.append(head + b'\n{"n":1}', 1)
+    made = batcher(start, max_bytes=size)
+    windows = cut_all(made)
+    assert check(windows, start, spool.log.durable_seq) == {"events": 3, "lost": 1}
+    assert made.unreadable_events == 1
+    for window in windows:
+        assert len(window) == 0 or window.batch("shard", range(len(window))).lines
 
 
 async def test_batcher_stops_reading_when_told(spool: Any, batcher: Any) -> None:

@@ -218,7 +218,7 @@ async def test_batcher_wants_as_many_as_some_frames_hold_however_few_of_them_it_
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 async def test_batcher_passes_metadata_that_nothing_of_ours_wrote(spool: Any, batcher: Any, size: int) -> None:
-    """A time that is no text is an unknown time; what could not be written again, as in a dead letter, is unreadable."""
+    """A time that is no text is an unknown time; what could not be written again, in a dead letter, is unreadable."""
     start = spool.log.durable_seq
     deep = b'{"key":' + b"[" * 300 + b"]" * 300 + b"}"
     for head in (b'{"received_at":5}', b'{"received_at":null}', deep, b'{"key":"%b"}' % (b"[" * 600)):

@@ -46,6 +46,15 @@ class Figures:
         """Return the median over the rounds."""
         return statistics.median(self.all(point, name))
 
+    def ratio(self, point: Point, basis: Point, name: str) -> float:
+        """Return how many times another point's figure one is: the median of the rounds' own ratios.
+
+        Neighbours on the machine can make a minute twice as slow as the next one. Within a round both points are
+        measured in the same minutes; medians of each by itself may come from different ones.
+        """
+        pairs = zip(self.all(point, name), self.all(basis, name), strict=True)
+        return statistics.median(value / other for value, other in pairs)
+
     def all(self, point: Point, name: str) -> list[float]:
         """Return a figure of every round."""
         return [figures[name] for figures in self._rows[point]]
@@ -101,7 +110,7 @@ def _ratio(name: str) -> Callable[[Figures, Point], str]:
         )
         if not figures.has(basis):
             return ""
-        return f"{figures.median(point, name) / figures.median(basis, name):.2f}"
+        return f"{figures.ratio(point, basis, name):.2f}"
 
     return text
 
@@ -160,7 +169,8 @@ def _opening(figures: Figures) -> str:
         "<!-- Written by make bench from what it measured. Change bench/, then run it again. -->",
         "",
         f"Measured {facts['date']} at commit {facts['commit'] or 'unknown'}: medians of {figures.rounds} rounds.",
-        f"Each loop took {figures.secs:g} s.",
+        f"Each loop took {figures.secs:g} s. Ratios are medians too, of the ratios within each round: how fast the",
+        "machine is may change from one minute to the next.",
         "",
         f"![CPU time and latency of the servers](./{PLOT})",
         "",

@@ -107,6 +107,8 @@ class Reader:
             run = _between(found, result.position, view.end_seq)
             if run:
                 if run[0].seq > result.position and self._skip(segment, run[0].seq, result) is None:
+                    # The next read begins at the gap: it is not to look for it from the start of the segment.
+                    self._remember(segment, [frame for frame in result.frames[-1:] if frame.segment == segment.name])
                     return None
                 result.frames += run
                 result.position = run[-1].end
@@ -152,6 +154,8 @@ class Reader:
 
     def _remember(self, segment: Segment, run: list[Frame]) -> None:
         """Take note of where the frame after these starts, and of how long they are."""
+        if not run:
+            return
         last = run[-1]
         end = last.offset + FRAME_HEADER_BYTES + len(last.payload)
         with self._lock:

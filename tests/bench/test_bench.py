@@ -99,6 +99,6 @@ def test_page_shows_medians_and_ratios_to_fastapi(tmp_path: Path) -> None:
     assert "| 2 | 0 | 0 | 31.0 | 31.0 |" in page
     assert "| new | ours | 0 | 0 | 90.0 | 90.0 |" in page
     assert "| 100 | 5,000 | 200,000 | 500,000 | 2.5 |" in page
-    assert "| 20 | 0 | 0 | 70.0 | 70.0 | 0.56 |" in page
+    assert "| 20 | 0 | 0 | 70.0 | 70.0 | 0.60 |" in page  # 60 / 100, 70 / 125, 80 / 130
     assert "fastapi 1.2.3" in page
     assert "do not trust" not in page

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from edge.spool import SpoolFailedError
+from edge.spool import SpoolFailedError, scan
 from edge.spool.format import FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from edge.spool.scan import LEAST_BYTES
 
@@ -50,6 +50,37 @@ async def test_read_returns_no_more_than_asked_for_and_what_is_left_of_one_frame
         sizes = [max(len(frame.payload), LEAST_BYTES) for frame in result.frames]
         assert sum(sizes[:-1]) < max_bytes
         assert sum(sizes) >= max_bytes or result.position == log.durable_seq
+
+
+async def test_reader_finds_the_frame_behind_each_of_many_gaps_at_once(logs, segment_paths, expect_log, monkeypatch):
+    """Each gap ends a read; were the next one to begin at the start of the segment, a spool of gaps would take days."""
+    expect_log += ["damaged", "lost"]
+    log = logs.open(segment_bytes=1 << 20)
+    n_frames = 1000
+    for number in range(n_frames):
+        await log.append(payload(number))
+    for number in range(1, n_frames, 2):
+        flip(segment_paths()[0], SEGMENT_HEADER_BYTES + number * FRAME_BYTES + FRAME_HEADER_BYTES)
+    scanned = 0
+    unpack = scan.FRAME.unpack_from
+
+    class Counting:
+        @staticmethod
+        def unpack_from(data: bytes, at: int) -> object:
+            nonlocal scanned
+            scanned += 1
+            return unpack(data, at)
+
+    monkeypatch.setattr(scan, "FRAME", Counting)
+    seqs, lost, position = [], 0, 0
+    while position < log.durable_seq:
+        result = log.read(position, 1 << 20)
+        seqs += [frame.seq for frame in result.frames]
+        lost += result.lost_events
+        position = result.position
+    assert seqs == list(range(0, n_frames, 2))
+    assert lost == n_frames // 2
+    assert scanned <= 10 * n_frames
 
 
 async def test_read_returns_a_frame_larger_than_asked_for(logs):

@@ -21,6 +21,7 @@ from edge.lines import split_lines
 __all__ = [
     "REMOVE",
     "Batch",
+    "Block",
     "Component",
     "ComponentRegistry",
     "Context",
@@ -145,10 +146,6 @@ class Batch:
         """The events in order, those that came together as one text. For sinks that write lines as they are."""
 
     def __len__(self) -> int:
-        return self._n_events
-
-    @cached_property
-    def _n_events(self) -> int:
         return sum([block.n_events for block in self.blocks])
 
     @cached_property

@@ -30,7 +30,7 @@ class Columnar(Protocol):
     """A validator that can judge many values at once."""
 
     def accepts_column(self, values: Sequence[Any]) -> bool:
-        """Say whether it surely accepts all of them as they are; does not raise for any JSON value."""
+        """Say whether it surely accepts all of them, at least one, as they are; does not raise for any JSON value."""
 
 
 def generate_columns(schema: vol.Schema) -> Callable[[list[Any]], bool] | None:

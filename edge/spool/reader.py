@@ -108,11 +108,12 @@ class Reader:
             if run:
                 if run[0].seq > result.position and self._skip(segment, run[0].seq, result) is None:
                     # The next read begins at the gap: it is not to look for it from the start of the segment.
-                    self._remember(segment, [frame for frame in result.frames[-1:] if frame.segment == segment.name])
+                    if result.frames[-1].segment == segment.name:
+                        self._remember(segment, result.frames[-1:])
                     return None
                 result.frames += run
                 result.position = run[-1].end
-                taken += sum([size if (size := len(frame.payload)) > LEAST_BYTES else LEAST_BYTES for frame in run])
+                taken += sum([max(len(frame.payload), LEAST_BYTES) for frame in run])
                 if taken >= max_bytes or result.position == view.end_seq:
                     self._remember(segment, run)
                     return taken
@@ -154,8 +155,6 @@ class Reader:
 
     def _remember(self, segment: Segment, run: list[Frame]) -> None:
         """Take note of where the frame after these starts, and of how long they are."""
-        if not run:
-            return
         last = run[-1]
         end = last.offset + FRAME_HEADER_BYTES + len(last.payload)
         with self._lock:

@@ -153,7 +153,7 @@ def _run(
             break
         run.append(new(Frame, (kind, seq, n_events, payload, segment, base + at)))
         next_seq = seq + n_events
-        left -= max(LEAST_BYTES, length)
+        left -= max(length, LEAST_BYTES)
         at = stop
     return run, left
 

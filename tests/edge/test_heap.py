@@ -3,10 +3,14 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from edge.config import load
+from edge.exits import EXIT_OK
 from edge.heap import settle, settle_again
+from edge.process import Process
 
 
 class Node:
@@ -41,3 +45,15 @@ def test_garbage_is_not_kept() -> None:
 def test_process_that_has_not_settled_stays_as_it_is() -> None:
     settle_again()
     assert gc.get_freeze_count() == 0
+
+
+async def test_gateway_has_settled_when_it_says_that_it_listens(config_path: Any, registry: Any) -> None:
+    process = Process(load(config_path(), registry, {}), registry, {})
+    frozen: list[int] = []
+
+    def announce(_: object) -> None:
+        frozen.append(gc.get_freeze_count())
+        process.stop()
+
+    assert await process.serve(announce) == EXIT_OK
+    assert frozen[0] > 0

@@ -53,7 +53,7 @@ async def test_read_returns_no_more_than_asked_for_and_what_is_left_of_one_frame
 
 
 async def test_reader_finds_the_frame_behind_each_of_many_gaps_at_once(logs, segment_paths, expect_log, monkeypatch):
-    """Each gap ends a read; were the next one to begin at the start of the segment, a spool of gaps would take days."""
+    """Each gap ends a read; the next one must not begin at the start of the segment."""
     expect_log += ["damaged", "lost"]
     log = logs.open(segment_bytes=1 << 20)
     n_frames = 1000

@@ -57,13 +57,13 @@ class Books:
 
     def received(self, key_id: str, n_events: int) -> None:
         """The door: events arrived."""
-        self._metrics.events_received.labels(key_id).inc(n_events)
+        self._metrics.events_received.add((key_id,), n_events)
         self._last_used[key_id] = time()
 
     def settled(self, outcome: Outcome, reason: str, n_events: int) -> None:
         """The door: events have an outcome."""
         # `.value` is two calls of enum's own, for every request.
-        self._metrics.events_outcome.labels(outcome._value_, reason).inc(n_events)
+        self._metrics.events_outcome.add((outcome._value_, reason), n_events)
 
     def component_timed(self, step: Step, duration_secs: float) -> None:
         """The pipeline: one call took so long."""

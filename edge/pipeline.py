@@ -110,8 +110,12 @@ class Pipeline:
             asked: Iterable[tuple[int, Event]]
             if n_events > 1 and step.once_per_request:
                 asked, sample = self._change_at_once(step, events, ended, context, is_timed), -1
+            elif step.when is None:
+                asked = enumerate(events)
+            elif n_events == 1:
+                asked = enumerate(events) if step.when(events[0]) else ()
             else:
-                asked = enumerate(events) if step.when is None else _matching(step.when, events)
+                asked = _matching(step.when, events)
             for index, event in asked:
                 if ended and index in ended:
                     continue

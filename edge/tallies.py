@@ -95,6 +95,13 @@ class _Family(Collector, Generic[Child]):
 class Tally(_Family[Count]):
     """A counter."""
 
+    def add(self, values: tuple[str, ...], amount: float) -> None:
+        """Add to the child with these label values: `labels` and `inc` in one call."""
+        child = self._children.get(values)
+        if child is None:
+            child = self.labels(*values)
+        child.value += amount
+
     def _new(self) -> Count:
         return Count()
 

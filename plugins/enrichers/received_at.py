@@ -38,10 +38,12 @@ class ReceivedAt(Enricher):
 
     @hookimpl
     def edge_enrich(self, context: Context) -> Mapping[str, Any] | None:
-        moment = context.received_at.astimezone(UTC)
-        # Half of what `isoformat` takes, and a request of one event has little else to do.
-        seconds = orjson.dumps(moment)[1:20].decode()
-        return {self.options["field"]: f"{seconds}.{moment.microsecond // 1000:03d}Z"}
+        moment = context.received_at
+        if moment.tzinfo is not UTC:
+            moment = moment.astimezone(UTC)
+        # A third of what `isoformat` takes, and a request of one event has little else to do.
+        written = orjson.dumps(moment).decode()
+        return {self.options["field"]: f"{written[1:24]}Z" if moment.microsecond else f"{written[1:20]}.000Z"}
 
 
 @hookimpl

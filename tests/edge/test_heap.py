@@ -9,8 +9,10 @@ import pytest
 
 from edge.config import load
 from edge.exits import EXIT_OK
-from edge.heap import settle, settle_again
+from edge.heap import YOUNG_OBJECTS, settle, settle_again
 from edge.process import Process
+
+DEFAULT = gc.get_threshold()
 
 
 class Node:
@@ -22,6 +24,7 @@ class Node:
 def thawed() -> Iterator[None]:
     yield
     gc.unfreeze()
+    gc.set_threshold(*DEFAULT)
 
 
 def test_what_is_there_is_not_looked_at_again_until_it_is_replaced() -> None:
@@ -34,6 +37,14 @@ def test_what_is_there_is_not_looked_at_again_until_it_is_replaced() -> None:
     settle_again()
     assert seen() is None
     assert gc.get_freeze_count() > 0
+
+
+def test_garbage_that_comes_later_is_found_without_being_asked_for() -> None:
+    settle()
+    seen = weakref.ref(Node())
+    kept = [[number] for number in range(YOUNG_OBJECTS + 1)]
+    assert seen() is None
+    assert len(kept) > YOUNG_OBJECTS
 
 
 def test_garbage_is_not_kept() -> None:

@@ -27,7 +27,9 @@ def test_tally_is_exposed_as_a_counter(steps: list[tuple[str, int]]) -> None:
     tally = Tally("edge_things_total", "Things.", ("kind",), ours)
     counter = Counter("edge_things_total", "Things.", ("kind",), registry=theirs)
     for kind, amount in steps:
+        tally.add((kind,), amount)
         tally.labels(kind).inc(amount)
+        counter.labels(kind).inc(amount)
         counter.labels(kind).inc(amount)
     assert lines(ours) == lines(theirs)
 
@@ -54,3 +56,5 @@ def test_wrong_number_of_labels_is_an_error() -> None:
     tally = Tally("edge_things_total", "Things.", ("kind",), CollectorRegistry())
     with pytest.raises(ValueError, match="kind"):
         tally.labels()
+    with pytest.raises(ValueError, match="kind"):
+        tally.add((), 1)

@@ -62,7 +62,7 @@ faults-selftest: install-dev
 
 # All of it takes about 40 minutes and writes docs/benchmarks.md; ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
 bench: install-dev $(BENCH_VENV)/.installed
-	$(BIN)/python -m bench.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
+	$(BIN)/python -m bench.run --used-memory $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
 
 # What a start, an idle connection and a million events take; EVENTS=0 leaves the events out.
 bench-memory: install-dev

@@ -18,11 +18,13 @@ from typing import Any, Final
 from bench.load import BUILT, Generator, generator
 from bench.process import cores, pinned
 from bench.servers import Ours, Point, ServerError, request_for, start
+from bench.used_memory import UsedMemory
 
 BATCHES: Final = (1, 100)
-SECS: Final = 3.0
+SECS: Final = 4.0
 WARM_UP_SECS: Final = 0.5
-LOOK_SECS: Final = 0.02
+LOOK_SECS: Final = 0.05
+"""So often it is asked what is left; each time takes the measured process a millisecond."""
 DELIVERY_SECS: Final = 120.0
 RETRY: Final[dict[str, Any]] = {"initial_secs": 0.05, "max_secs": 0.05}
 """So soon the sink is tried again: what is measured is the delivery, not the wait for it."""
@@ -72,9 +74,11 @@ def measure(batch_events: int, secs: float, load: Generator, folder: Path) -> Ba
     return Backlog(batch_events, int(pending), answers.per_sec * batch_events, first / took)
 
 
-def measure_all(secs: float, load: Generator, folder: Path) -> Iterator[Backlog]:
-    """Measure every size of batch."""
+def measure_all(secs: float, load: Generator, folder: Path, memory: UsedMemory | None = None) -> Iterator[Backlog]:
+    """Measure every size of batch; `memory` is filled before each."""
     for batch_events in BATCHES:
+        if memory is not None:
+            memory.fill()
         yield measure(batch_events, secs, load, folder / f"backlog-{batch_events}")
 
 
@@ -85,8 +89,8 @@ def main() -> None:
     options = parser.parse_args()
     load = generator()
     BUILT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT) as name:
-        for found in measure_all(options.secs, load, Path(name)):
+    with tempfile.TemporaryDirectory(dir=BUILT) as name, UsedMemory(BUILT) as memory:
+        for found in measure_all(options.secs, load, Path(name), memory):
             print(
                 f"requests of {found.batch_events} events: {found.events:,} pending, "
                 f"taken at {found.taken_per_sec:,.0f}/s, "

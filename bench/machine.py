@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.servers import KINDS
+from bench.used_memory import costs_ms
 
 SYNCS: Final = 200
 SYNC_BYTES: Final = 4096
@@ -20,6 +21,7 @@ SYNC_BYTES: Final = 4096
 def facts(folder: Path, peers_python: Path | None) -> dict[str, Any]:
     """Return what the page says about where it ran; `folder` lies on the disk that is written to."""
     sync_ms = sorted(_sync_latencies_ms(folder))
+    first_use_ms, next_use_ms = costs_ms(folder)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _first_line("git", "rev-parse", "--short", "HEAD")
@@ -30,6 +32,8 @@ def facts(folder: Path, peers_python: Path | None) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "file_system": _file_system(folder),
+        "first_use_ms": first_use_ms,
+        "next_use_ms": next_use_ms,
         "fdatasync_p50_ms": sync_ms[len(sync_ms) // 2],
         "fdatasync_p99_ms": sync_ms[int(len(sync_ms) * 0.99)],
         "load_average": round(os.getloadavg()[0], 2),

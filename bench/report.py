@@ -33,6 +33,7 @@ class Figures:
         self.rounds: int = kept["rounds"]
         self.secs: float = kept["secs"]
         self.axes: list[Axis] = [BY_ID[name] for name in kept["axes"]]
+        self.used_memory: bool = kept["used_memory"]
         self.backlog: list[dict[str, float]] = kept.get("backlog", [])
         self._rows: dict[Point, list[dict[str, float]]] = {
             Point(**row["point"]): row["figures"] for row in kept["points"]
@@ -255,14 +256,16 @@ METHOD: Final = """\
 - A connection sends the same head with every request, and ours remembers the last head of a connection. A sender that
   puts a trace or a request id into each head never repeats one: what that costs is the table of heads.
 - `delivered after` is how long after the closed loop our sinks had every event of it: what had piled up meanwhile.
-- With two processes that take events, these, the one that delivers and the load generator share the cores of the table
-  below. Rates of one and of two are then no measure of how ours scales on a larger machine; CPU time a request is.
+- What a second process brings: compare one and two with the load generator on the same cores. The generator, and with
+  two the process that delivers, take part of the cores in both; on two cores nobody else can have it.
+- {used_memory}
 
 | machine | |
 | --- | --- |
 | processor | {processor}, {n_cores} cores, {memory_gib} GiB |
 | kernel | Linux {kernel} |
 | disk | {file_system}; fdatasync of 4 KiB takes {fdatasync_p50_ms:.2f} ms (median), {fdatasync_p99_ms:.2f} ms (p99) |
+| page cache | writing a MiB takes {first_use_ms:.2f} ms of processor time the first time, {next_use_ms:.2f} ms again |
 | load average before the run | {load_average}{busy} |
 | Python | {python} |
 | peers | {peers} |
@@ -270,6 +273,12 @@ METHOD: Final = """\
 Run it again with `make bench`. `make bench ROUNDS=3 SECS=2 ONLY="single batch"` measures some parts and writes its page
 below `var/bench`; the parts are {parts}.
 """
+
+
+USED_MEMORY: Final = """\
+The free memory was filled with page cache before each server, as on a machine that has been up for a while. A virtual
+  machine may have to get each page from its host when it is first used, and who writes files pays for that instead of
+  for what it does: see the table below."""
 
 
 def _method(figures: Figures) -> str:
@@ -282,6 +291,7 @@ def _method(figures: Figures) -> str:
         n_cores=facts["cores"],
         generator=f"The load generator (`bench/load/{figures.load}`) used at most {share * 100:.0f} % of its core in a "
         f"closed loop{limit}.",
+        used_memory=USED_MEMORY if figures.used_memory else "Memory was used as the machine had it free.",
         unfinished=f"At most {unfinished:,.0f} requests of a loop had no answer in the end; they are in no percentile."
         if unfinished
         else "Every request had its answer.",

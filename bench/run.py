@@ -15,7 +15,8 @@ import resource
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from bench.load import BUILT, Generator, LoadError, generator
 from bench.process import Server, ServerError, cores, pinned
 from bench.scenarios import BY_ID, USUAL, points_of
 from bench.servers import KINDS, Point, delivered_within, request_for, start
+from bench.used_memory import UsedMemory
 
 ROOT: Final = Path(__file__).parents[1]
 PEERS_PYTHON: Final = ROOT / ".venv-bench" / "bin" / "python"
@@ -70,6 +72,8 @@ def measure(point: Point, load: Generator, secs: float, folder: Path, peers_pyth
     server_core, load_core = cores()
     if point.workers > 1:
         server_core = os.sched_getaffinity(0)
+    if point.shares_cores:
+        load_core = server_core
     with start(point, folder, server_core, peers_python) as server, pinned(load_core), ExitStack() as held:
         rss_start = server.rss_bytes()
 
@@ -129,35 +133,48 @@ def main() -> None:
     kept: dict[str, Any] = {
         "facts": machine.facts(options.out, peers),
         "load": load.kind,
+        "used_memory": options.used_memory,
         "rounds": options.rounds,
         "secs": options.secs,
         "axes": [axis.id for axis in axes],
         "points": [{"point": asdict(point), "figures": []} for point in points],
     }
     figures_path = options.out / "figures.json"
-    for round_number in range(1, options.rounds + 1):
-        for point, row in zip(points, kept["points"], strict=True):
-            # The files of one server are gone before the next one starts: each finds the disk as empty as the other.
+    with UsedMemory(options.out) if options.used_memory else nullcontext() as memory:
+        for round_number in range(1, options.rounds + 1):
+            print(f"round {round_number} of {options.rounds}")
+            _measure_each(kept["points"], load, options, memory)
+            figures_path.write_text(json.dumps(kept, indent=1))
+        if not options.only:
             with tempfile.TemporaryDirectory(prefix="run-", dir=options.out) as folder:
-                try:
-                    figures = measure(point, load, options.secs, Path(folder), options.peers)
-                except (ServerError, LoadError) as error:
-                    sys.exit(f"{point}: {error}")
-            row["figures"].append(asdict(figures))
-            print(
-                f"round {round_number} of {options.rounds}  {describe(point):44} {figures.per_sec:9.0f} req/s "
-                f"{figures.cpu_us:9.1f} us  p99 {figures.p99_ms:8.2f} ms",
-                flush=True,
-            )
-        figures_path.write_text(json.dumps(kept, indent=1))
-    if not options.only:
-        with tempfile.TemporaryDirectory(prefix="run-", dir=options.out) as folder:
-            kept["backlog"] = [asdict(found) for found in backlog.measure_all(backlog.SECS, load, Path(folder))]
-        figures_path.write_text(json.dumps(kept, indent=1))
+                found = backlog.measure_all(backlog.SECS, load, Path(folder), memory)
+                kept["backlog"] = list(map(asdict, found))
+            figures_path.write_text(json.dumps(kept, indent=1))
     whole = not options.only and not options.servers and peers is not None
     pages = PAGE_FOLDER if whole else options.out
     report.write(kept, pages, options.peers if peers is not None else None)
     print(f"figures: {figures_path}, page: {pages / 'benchmarks.md'}")
+
+
+def _measure_each(
+    rows: Sequence[dict[str, Any]], load: Generator, options: argparse.Namespace, memory: UsedMemory | None
+) -> None:
+    """Run one round of every point and put its figures into the point's row."""
+    for row in rows:
+        point = Point(**row["point"])
+        if memory is not None:
+            memory.fill()
+        # The files of one server are gone before the next one starts: each finds the disk as empty as the other.
+        with tempfile.TemporaryDirectory(prefix="run-", dir=options.out) as folder:
+            try:
+                figures = measure(point, load, options.secs, Path(folder), options.peers)
+            except (ServerError, LoadError) as error:
+                sys.exit(f"{point}: {error}")
+        row["figures"].append(asdict(figures))
+        print(
+            f"{describe(point):60} {figures.per_sec:9.0f} req/s {figures.cpu_us:9.1f} us  p99 {figures.p99_ms:8.2f} ms",
+            flush=True,
+        )
 
 
 def _possible(points: list[Point]) -> list[Point]:
@@ -187,6 +204,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=str.split, default=[], help=f"parts to run: {' '.join(USUAL)}")
     parser.add_argument("--servers", type=str.split, default=[], help=f"servers to run: {' '.join(KINDS)}")
     parser.add_argument("--peers", type=Path, default=PEERS_PYTHON, help="the Python that has the peers installed")
+    parser.add_argument(
+        "--used-memory",
+        action="store_true",
+        help="fill the free memory before each server starts, as `make bench` does",
+    )
     parser.add_argument(
         "--python-load", action="store_true", help="send the load from Python although there is a compiler"
     )

@@ -75,9 +75,17 @@ AXES: Final = (
     ),
     _axis(
         "workers",
-        "Processes that take events, 64 connections: one has a core; two have both, one beside the load generator",
+        "Processes that take events, 128 connections; shared: the load generator runs on the same cores, one or two",
         "workers",
-        ((count, Point(batch_events=size, connections=64, workers=count)) for size in ONE_AND_MANY for count in (1, 2)),
+        (
+            (words, Point(batch_events=size, connections=128, workers=count, shares_cores=shared))
+            for size in ONE_AND_MANY
+            for words, count, shared in (
+                ("1", 1, False),
+                ("1 shared", 1, True),
+                ("2 shared", 2, True),
+            )
+        ),
     ),
     _axis(
         "heads",

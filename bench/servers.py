@@ -49,6 +49,8 @@ class Point:
     durability: str = "disk"
     workers: int = 1
     """Ours: `server.workers`."""
+    shares_cores: bool = False
+    """The load generator runs on the server's cores, not on another one."""
     head: str = "repeated"
     """``repeated``: a kept connection sends the same head again; ``new``: one that the gateway has to read anew."""
 

@@ -21,7 +21,7 @@ from edge.spool.recovery import discover
 from edge.spool.seam import Seam
 from edge.spool.segment import Segment, SegmentFiles, View
 
-GATHER_SECS = 0.004
+GATHER_SECS = 0.02
 """How long commits are let add up before those who wait are told: at most so many wake-ups a second."""
 LOOK_SECS = 1.0
 """How often the seam is looked at without being woken, should a wake-up ever be missed."""

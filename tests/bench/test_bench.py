@@ -51,7 +51,7 @@ def page_of(points: Sequence[dict[str, object]], folder: Path) -> str:
     facts = {
         "date": "2026-01-02 03:04 UTC", "commit": "abc1234", "processor": "some", "cores": 2, "kernel": "6.1",
         "python": "3.11.7", "memory_gib": 4.0, "file_system": "ext4", "fdatasync_p50_ms": 0.2, "fdatasync_p99_ms": 0.5,
-        "load_average": 0.1, "versions": {"fastapi": "1.2.3"},
+        "first_use_ms": 2.0, "next_use_ms": 0.1, "load_average": 0.1, "versions": {"fastapi": "1.2.3"},
     }  # fmt: skip
     axes = [
         "single",
@@ -67,7 +67,8 @@ def page_of(points: Sequence[dict[str, object]], folder: Path) -> str:
     ]
     backlog = [{"batch_events": 100, "events": 5000, "taken_per_sec": 200_000.0, "delivered_per_sec": 500_000.0}]
     kept = {
-        "facts": facts, "load": "load.c", "rounds": 3, "secs": 4.0, "axes": axes, "points": points, "backlog": backlog,
+        "facts": facts, "load": "load.c", "used_memory": True, "rounds": 3, "secs": 4.0, "axes": axes, "points": points,
+        "backlog": backlog,
     }  # fmt: skip
     (folder / "figures.json").write_text(json.dumps(kept))
     command = [sys.executable, "-m", "bench.report", str(folder / "figures.json"), str(folder)]
@@ -89,14 +90,16 @@ def test_page_shows_medians_and_ratios_to_fastapi(tmp_path: Path) -> None:
         measured([100, 125, 130], server="fastapi"),
         measured([400, 500, 600], server="ours", batch_events=100),
         measured([60, 70, 80], server="ours", components=20),
-        measured([30, 31, 32], server="ours", connections=64, workers=2),
+        measured([30, 31, 32], server="ours", connections=128, workers=2, shares_cores=True),
         measured([80, 90, 95], server="ours", head="new"),
     ]
     page = page_of(points, tmp_path)
     single = next(line for line in page.splitlines() if line.startswith("| ours | 0 |"))
     assert "| 50.0 | 40.0 - 900.0 | 0.40 |" in single
     assert "| 5.00 | 4.0 - 6.0 |" in page
-    assert "| 2 | 0 | 0 | 31.0 | 31.0 |" in page
+    assert "| 2 shared | 0 | 0 | 31.0 | 31.0 |" in page
+    assert "The free memory was filled" in page
+    assert "takes 2.00 ms of processor time the first time, 0.10 ms again" in page
     assert "| new | ours | 0 | 0 | 90.0 | 90.0 |" in page
     assert "| 100 | 5,000 | 200,000 | 500,000 | 2.5 |" in page
     assert "| 20 | 0 | 0 | 70.0 | 70.0 | 0.60 |" in page  # 60 / 100, 70 / 125, 80 / 130

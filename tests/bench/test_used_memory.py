@@ -1,0 +1,34 @@
+"""Filling the free memory before a server is measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.used_memory import UsedMemory, costs_ms
+
+FILLED_BYTES = 512 << 20
+
+
+def cached_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Cached:")) * 1024
+
+
+def test_memory_is_filled_with_cache_and_the_disk_with_nothing(tmp_path: Path) -> None:
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 4 * FILLED_BYTES:
+        pytest.skip("there is hardly any free memory")
+    before = cached_bytes()
+    with UsedMemory(tmp_path, FILLED_BYTES) as memory:
+        memory.fill()
+        assert cached_bytes() - before > FILLED_BYTES / 2  # others may give some back meanwhile
+        assert memory.disk_bytes == 0
+        assert list(tmp_path.iterdir()) == []
+    assert cached_bytes() - before < FILLED_BYTES / 2
+
+
+def test_used_memory_costs_no_more_than_fresh_memory(tmp_path: Path) -> None:
+    first_ms, next_ms = costs_ms(tmp_path)
+    assert 0 < next_ms <= first_ms * 2

@@ -111,7 +111,7 @@ class Door:
         """Events that were received and are neither settled nor in flight. Anything but 0 is a bug."""
         return self._received - self._settled - self._in_flight
 
-    async def take(self, candidates: Candidates, context: Context, sent_at: str = "") -> Result:
+    async def take(self, candidates: Candidates, context: Context) -> Result:
         """Judge every event of one request and store the accepted ones as one frame, durably before returning.
 
         One request is one frame: all its accepted events are stored, or none is. Never raises for what a sender sent
@@ -122,30 +122,30 @@ class Door:
         self._in_flight += n_events
         self._books.received(context.key_id, n_events)
         try:
-            result = await self._judge_and_store(candidates, context, sent_at)
+            result = await self._judge_and_store(candidates, context)
             self._settle(result)
             return result
         finally:
             self._in_flight -= n_events
 
-    def take_now(self, candidates: Candidates, context: Context, sent_at: str, done: Callable[[Result], None]) -> None:
+    def take_now(self, candidates: Candidates, context: Context, done: Callable[[Result], None]) -> None:
         """Do what `take` does with the events of a small body, without a task; `done` has the result.
 
         Usual events are judged at once, however many the small body holds; many of which some are not get a task after
         all. The caller sees to it that `waits_for_nobody`.
         """
-        n_events = len(candidates)
+        n_events = len(candidates.values)
         self._received += n_events
         self._in_flight += n_events
         self._books.received(context.key_id, n_events)
         try:
             result = judge_at_once(self.plan, candidates, context)
-            payload = result.frame(frame_meta(context, sent_at)) if result is not None else b""
+            payload = result.frame(frame_meta(context, candidates.sent_at)) if result is not None else b""
         except BaseException:
             self._in_flight -= n_events
             raise
         if result is None:
-            task = asyncio.get_running_loop().create_task(self._judge_and_store(candidates, context, sent_at))
+            task = asyncio.get_running_loop().create_task(self._judge_and_store(candidates, context))
             self._tasks.add(task)
             task.add_done_callback(partial(self._judged_later, candidates, done))
             return
@@ -192,17 +192,17 @@ class Door:
         self._settled += 1
         self._books.settled(Outcome.INVALID, reason, 1)
 
-    async def _judge_and_store(self, candidates: Candidates, context: Context, sent_at: str) -> Result:
+    async def _judge_and_store(self, candidates: Candidates, context: Context) -> Result:
         if self._dedup is not None and not self._dedup.is_ready and not await self._dedup.ready():
             return refuse_all(candidates, "busy.backpressure")
         if self._dedup is not None:
-            return await self._store_what_is_new(self._dedup.claim(context.key_id), candidates, context, sent_at)
+            return await self._store_what_is_new(self._dedup.claim(context.key_id), candidates, context)
         result = await _judge_in_slices(self.plan, candidates, context)
-        if payload := result.frame(frame_meta(context, sent_at)):
+        if payload := result.frame(frame_meta(context, candidates.sent_at)):
             result.refuse_accepted(await self._commit(payload, result.n_accepted))
         return result
 
-    async def _store_what_is_new(self, claim: Claim, candidates: Candidates, context: Context, sent_at: str) -> Result:
+    async def _store_what_is_new(self, claim: Claim, candidates: Candidates, context: Context) -> Result:
         """Judge and store events whose ids may have come before."""
         judged = await _judge_each(self.plan, candidates, context, claim)
         result = Result(judged)
@@ -210,7 +210,7 @@ class Door:
             result.busy = await _drop_repeats(claim, judged)
         result.accepted, lines = encode(judged)
         if result.accepted:
-            busy = result.busy or await self._commit_new(claim, result.accepted, lines, context, sent_at)
+            busy = result.busy or await self._commit_new(claim, result.accepted, lines, context, candidates.sent_at)
             result.refuse_accepted(busy)
         if claim.has_repeats:
             _follow_firsts(claim, judged)

@@ -58,7 +58,7 @@ class Candidate:
 class Candidates:
     """The events of one request as the decoder leaves them; an object for each is made only where one is needed."""
 
-    __slots__ = ("_look_deeper", "_mistakes", "_sizes", "_whole_bytes", "values")
+    __slots__ = ("_look_deeper", "_mistakes", "_sizes", "_whole_bytes", "sent_at", "values")
 
     def __init__(
         self,
@@ -67,8 +67,11 @@ class Candidates:
         mistakes: Sequence[Detail | None] | None = None,
         sizes: Sequence[int] | None = None,
         look_deeper: Callable[[], Sequence[Detail | None] | None] | None = None,
+        sent_at: str = "",
     ) -> None:
         self.values = values
+        self.sent_at = sent_at
+        """When they were sent, as their sender wrote it; or empty."""
         self._whole_bytes = whole_bytes
         """No event is longer as JSON than this; 0: nobody knows."""
         self._mistakes = mistakes

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import brotli
 
 from edge.http.errors import RequestError
+from edge.validation import Detail
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -27,6 +28,11 @@ MediaType = Literal["json", "ndjson"]
 
 class BodyError(RequestError):
     """The body is not taken: its type, its coding, its size, or its bytes."""
+
+    @property
+    def details(self) -> list[Detail]:
+        """What the answer says is wrong."""
+        return [Detail(field=self.field, message=self.message, code=self.code)]
 
 
 _JSON_TYPES: Final = frozenset({"application/json", "text/plain"})

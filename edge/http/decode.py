@@ -1,14 +1,14 @@
 """From the bytes of a body to candidate events: JSON, a batch in one of three shapes, structure limits.
 
-A mistake that spoils the whole body is a `BodyError`; one that spoils a single event travels with that event.
+A mistake that spoils the whole body is an error; one that spoils a single event travels with that event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
+from edge.api import EdgeError
 from edge.config.model import Limits
 from edge.http.bodies import BodyError, split_ndjson
 from edge.http.large import LARGE_BYTES
@@ -25,22 +25,20 @@ BATCH_VALUES = 200
 """The most values in one event, and in a batch for each event it may have."""
 
 
-@dataclass(slots=True)
-class Decoded:
-    """The events of one body."""
+class NoEventsError(EdgeError):
+    """The body is no events; `details` has all that is wrong with it."""
 
-    candidates: Candidates
-    sent_at: str = ""
-    details: Sequence[Detail] = ()
-    """Mistakes of the envelope; when there are any, there are no candidates."""
+    def __init__(self, details: Sequence[Detail]) -> None:
+        super().__init__(details[0]["message"])
+        self.details = details
 
 
-def decode_single(raw: bytes, limits: Limits) -> Decoded:
-    """Return the one event of a body of `POST /ingest`; what is no JSON is a mistake of the body."""
+def decode_single(raw: bytes, limits: Limits) -> Candidates:
+    """Return the one event of a body of `POST /ingest`; `NoEventsError` for what is no JSON."""
     value, mistake = _parse_event(raw, limits)
     if mistake is not None:
-        return _refused([mistake])
-    return Decoded(_unchecked(raw, [value], len(raw), limits))
+        raise NoEventsError([mistake])
+    return _unchecked(raw, [value], len(raw), limits)
 
 
 def decode_event(raw: bytes, limits: Limits) -> Candidate:
@@ -71,23 +69,23 @@ def _too_many_values(raw: bytes, limit: int) -> Detail | None:
     return Detail(field="body", message=f"has more than {limit} values", code="json.limit")
 
 
-def decode_batch(raw: bytes, media_type: str, limits: Limits) -> Decoded:
+def decode_batch(raw: bytes, media_type: str, limits: Limits) -> Candidates:
     """Return the events of a body of `POST /ingest/batch`.
 
-    `BodyError` when there are too many of them; mistakes of the body itself come back as `details`.
+    `BodyError` when there are too many of them, `NoEventsError` with the mistakes of the body itself.
     """
     mistake = _too_many_values(raw, max(EVENT_VALUES, BATCH_VALUES * limits.batch_events))
     if mistake is not None:
-        return _refused([mistake])
+        raise NoEventsError([mistake])
     if media_type == "ndjson":
         lines = split_ndjson(raw, limits.batch_events)
         _check_count(len(lines), limits)
-        decoded = _lines([decode_event(line, limits) for line in lines])
+        candidates = _lines([decode_event(line, limits) for line in lines])
     else:
-        decoded = _decode_json(raw, limits)
-    if not len(decoded.candidates) and not decoded.details:
-        decoded.details = [Detail(field="events", message="must not be empty", code="validation.length")]
-    return decoded
+        candidates = _decode_json(raw, limits)
+    if not len(candidates):
+        raise NoEventsError([Detail(field="events", message="must not be empty", code="validation.length")])
+    return candidates
 
 
 def _check_count(n_events: int, limits: Limits) -> None:
@@ -95,44 +93,40 @@ def _check_count(n_events: int, limits: Limits) -> None:
         raise BodyError(413, "limit.batch", "events", f"must have at most {limits.batch_events} events")
 
 
-def _decode_json(raw: bytes, limits: Limits) -> Decoded:
+def _decode_json(raw: bytes, limits: Limits) -> Candidates:
     value, mistake = parse_json(raw)
     if mistake is not None:
-        return _refused([mistake])
+        raise NoEventsError([mistake])
     sent_at = ""
     events: object = value
     if isinstance(value, dict):
         details = _envelope_mistakes(value)
         if details:
-            return _refused(details)
+            raise NoEventsError(details)
         events, sent_at = value["events"], value.get("sent_at") or ""
     if not isinstance(events, list):
         message = 'must be an array of events or {"events": [...]}'
-        return _refused([Detail(field="body", message=message, code="validation.type")])
+        raise NoEventsError([Detail(field="body", message=message, code="validation.type")])
     _check_count(len(events), limits)
     small = len(raw) if len(raw) <= limits.event_bytes else 0
-    return Decoded(_unchecked(raw, events, small, limits), sent_at)
+    return _unchecked(raw, events, small, limits, sent_at)
 
 
-def _unchecked(raw: bytes, events: list[object], whole_bytes: int, limits: Limits) -> Candidates:
+def _unchecked(raw: bytes, events: list[object], whole_bytes: int, limits: Limits, sent_at: str = "") -> Candidates:
     """Return events whose structure is looked at only if they are not flat, which costs as much as parsing them."""
     look = partial(check_structures, raw, events, limits.depth)
     # What is large is decoded in a thread, and looked at there: the loop has no time for it.
     if limits.depth < FLAT_DEPTH or len(raw) > LARGE_BYTES or (b"\\" in raw and NUL in raw):
-        return Candidates(events, whole_bytes, look())
-    return Candidates(events, whole_bytes, look_deeper=look)
+        return Candidates(events, whole_bytes, look(), sent_at=sent_at)
+    return Candidates(events, whole_bytes, look_deeper=look, sent_at=sent_at)
 
 
-def _refused(details: list[Detail]) -> Decoded:
-    return Decoded(Candidates([]), details=details)
-
-
-def _lines(candidates: list[Candidate]) -> Decoded:
+def _lines(candidates: list[Candidate]) -> Candidates:
     """Return the events of a body that has one a line."""
     mistakes = [candidate.mistake for candidate in candidates]
     sizes = [candidate.size_bytes for candidate in candidates]
     values = [candidate.value for candidate in candidates]
-    return Decoded(Candidates(values, max(sizes, default=0), mistakes if any(mistakes) else None, sizes))
+    return Candidates(values, max(sizes, default=0), mistakes if any(mistakes) else None, sizes)
 
 
 def _envelope_mistakes(envelope: dict[str, object]) -> list[Detail]:

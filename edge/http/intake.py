@@ -12,11 +12,12 @@ from edge.http import admission, answers, bodies
 from edge.http.admission import Admission, Route, admit, refusal_by_state
 from edge.http.answers import Answer
 from edge.http.bodies import BodyError
-from edge.http.decode import Decoded, decode_batch, decode_single
+from edge.http.decode import NoEventsError, decode_batch, decode_single
 from edge.http.large import LARGE_BYTES, NoTurnError
 from edge.http.state import HttpPlan, Site
-from edge.judging import Judged, Result
+from edge.judging import Candidates, Judged, Result
 from edge.outcomes import Outcome
+from edge.validation import Detail
 
 
 class Request(admission.Head, Protocol):
@@ -96,8 +97,8 @@ async def respond(
     """Answer a request, its body being there. `hold` charges it for the whole of a body that was decompressed."""
     try:
         return await _take_body(site, admission, context, data, hold)
-    except BodyError as error:
-        return _unreadable(site, context, error)
+    except (BodyError, NoEventsError) as error:
+        return _unreadable(site, context, error.details)
     except NoTurnError:
         return answers.busy("busy.backpressure")
 
@@ -125,17 +126,17 @@ async def _take_body(
             if not hold(len(raw)):
                 return answers.busy("busy.backpressure")
         del data
-        decoded = await large.run(decode, admission, raw)
+        candidates = await large.run(decode, admission, raw)
         del raw
-        return await _take(site, admission, context, decoded)
+        return await _take(site, admission, context, candidates)
 
 
-async def _take(site: Site, admission: Admission, context: Context, decoded: Decoded) -> Answer:
+async def _take(site: Site, admission: Admission, context: Context, candidates: Candidates) -> Answer:
     """Judge and store the events of the body."""
-    refusal = refusal_of_events(site, admission.plan, context, decoded)
+    refusal = refusal_by_quota(site, admission.plan, context, len(candidates))
     if refusal is not None:
         return refusal
-    result = await site.gateway.door.take(decoded.candidates, context, decoded.sent_at)
+    result = await site.gateway.door.take(candidates, context)
     return answer_for(admission, result)
 
 
@@ -150,19 +151,19 @@ def respond_now(
     if admission.codings or bodies.sniff_codings(body) or not door.waits_for_nobody:
         return False
     try:
-        decoded = decode(admission, body)
-    except BodyError as error:
-        done(_unreadable(site, context, error))
+        candidates = decode(admission, body)
+    except (BodyError, NoEventsError) as error:
+        done(_unreadable(site, context, error.details))
         return True
-    refusal = refusal_of_events(site, admission.plan, context, decoded)
+    refusal = refusal_by_quota(site, admission.plan, context, len(candidates.values))
     if refusal is not None:
         done(refusal)
     else:
-        door.take_now(decoded.candidates, context, decoded.sent_at, done)
+        door.take_now(candidates, context, done)
     return True
 
 
-def decode(admission: Admission, raw: bytes) -> Decoded:
+def decode(admission: Admission, raw: bytes) -> Candidates:
     """Return the events of a body; blocking."""
     limits = admission.plan.limits
     if admission.route == "batch":
@@ -170,21 +171,18 @@ def decode(admission: Admission, raw: bytes) -> Decoded:
     return decode_single(raw, limits)
 
 
-def _unreadable(site: Site, context: Context, error: BodyError) -> Answer:
-    site.gateway.door.invalid(context, error.code)
-    return answers.refuse(error.code, error.field, error.message)
+def _unreadable(site: Site, context: Context, details: Sequence[Detail]) -> Answer:
+    """Answer a body that is no events at all; the books count it as one invalid event."""
+    site.gateway.door.invalid(context, details[0]["code"])
+    return answers.refuse_with(details)
 
 
-def refusal_of_events(site: Site, plan: HttpPlan, context: Context, decoded: Decoded) -> Answer | None:
-    """Refuse a body that is no events at all, or too many for its key; the books have them then."""
-    if decoded.details:
-        # The books count it as one invalid event.
-        site.gateway.door.invalid(context, decoded.details[0]["code"])
-        return answers.refuse_with(decoded.details)
-    wait_secs = plan.rate_limiter.take(context.key_id, len(decoded.candidates))
+def refusal_by_quota(site: Site, plan: HttpPlan, context: Context, n_events: int) -> Answer | None:
+    """Refuse events that are too many for their key; the books have them then."""
+    wait_secs = plan.rate_limiter.take(context.key_id, n_events)
     if wait_secs <= 0:
         return None
-    site.gateway.door.refuse(len(decoded.candidates), context, "limit.rate")
+    site.gateway.door.refuse(n_events, context, "limit.rate")
     return _quota_used_up(wait_secs)
 
 

@@ -85,7 +85,7 @@ class _String(_Check):
 
     def accepts(self, source: Source, var: str) -> str:
         longer = f" and len({var}) >= {source.bind(self.min_length)}" if self.min_length > 1 else ""
-        return f"type({var}) is str" + (f" and {var} != ''" if self.min_length == 1 else longer)
+        return f"type({var}) is str" + (f" and {var}" if self.min_length == 1 else longer)
 
     def accepts_column(self, values: Sequence[Any]) -> bool:
         try:

@@ -245,14 +245,12 @@ class Door:
         return ""
 
     def _settle(self, result: Result) -> None:
-        if not result.judged:  # all the same, and nobody asks for its counts
+        if not result.judged:  # all the same
             n_events = len(result.ids)
             self._settled += n_events
             self._books.settled(Outcome.REJECTED if result.busy else Outcome.ACCEPTED, result.busy, n_events)
             return
-        tally = Counter((item.outcome, item.reason) for item in result.judged)
-        for (outcome, reason), n_events in tally.items():
-            result.counts[outcome] = result.counts.get(outcome, 0) + n_events
+        for (outcome, reason), n_events in Counter((item.outcome, item.reason) for item in result.judged).items():
             self._settled += n_events
             self._books.settled(outcome, reason, n_events)
 

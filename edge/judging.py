@@ -6,7 +6,7 @@ Nothing here knows HTTP, the event loop or the spool.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -147,8 +147,6 @@ class Result:
     """How many lines that are, or were."""
     busy: str = ""
     """A ``busy.*`` code when what could have been accepted was not stored (busy.unknown: may be stored)."""
-    counts: dict[Outcome, int] = field(default_factory=dict)
-    """How many events have which outcome, once the door has settled them."""
 
     @property
     def n_events(self) -> int:

@@ -83,6 +83,10 @@ class Pipeline:
 
     def __init__(self, steps: Sequence[Step], observer: PipelineObserver) -> None:
         self._steps = tuple(steps)
+        # What every event asks of a step, looked up once.
+        self._asked = tuple(
+            (step, step.call, step.when, step.kind == "filter", step.once_per_request) for step in steps
+        )
         self._observer = observer
         self._seen = 0
         """Events that were run."""
@@ -105,17 +109,17 @@ class Pipeline:
         is_timed = timed < n_events
         self._seen += n_events
         ended: dict[int, Verdict] = {}  # tested before it is searched: it hardly ever holds anything
-        for step in self._steps:
-            call, is_filter, sample = step.call, step.kind == "filter", timed
+        for step, call, when, is_filter, once_per_request in self._asked:
             asked: Iterable[tuple[int, Event]]
-            if n_events > 1 and step.once_per_request:
+            sample = timed
+            if n_events > 1 and once_per_request:
                 asked, sample = self._change_at_once(step, events, ended, context, is_timed), -1
-            elif step.when is None:
+            elif when is None:
                 asked = enumerate(events)
             elif n_events == 1:
-                asked = enumerate(events) if step.when(events[0]) else ()
+                asked = enumerate(events) if when(events[0]) else ()
             else:
-                asked = _matching(step.when, events)
+                asked = _matching(when, events)
             for index, event in asked:
                 if ended and index in ended:
                     continue

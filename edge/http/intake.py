@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -217,8 +218,8 @@ def _single_answer(result: Result) -> Answer:
 
 def _batch_answer(result: Result, *, verbose: bool) -> Answer:
     """Return the answer to a batch: 200 when anything was taken, 503 when it all comes back later, else 400."""
-    n_invalid = result.counts.get(Outcome.INVALID, 0)
-    n_rejected = result.counts.get(Outcome.REJECTED, 0)
+    outcomes = Counter([item.outcome for item in result.judged])
+    n_invalid, n_rejected = outcomes[Outcome.INVALID], outcomes[Outcome.REJECTED]
     n_taken = result.n_events - n_invalid - n_rejected
     if result.busy or (n_rejected and not n_taken):
         # The invalid ones will be told so when the rest is sent again; a 400 now would make the sender drop them all.

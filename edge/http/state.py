@@ -14,6 +14,7 @@ from edge.http.large import LargeBodies
 from edge.http.origins import OriginPolicy
 from edge.http.proxies import TrustedProxies
 from edge.http.ratelimit import RateLimiter
+from edge.tallies import Count, Spread
 
 
 class Served(Protocol):
@@ -75,18 +76,21 @@ class Site:
     in_flight: set[Any] = field(default_factory=set)
     streams: Collection[Stream] = ()
     """The connections of the ingest listeners; the server puts its own here."""
-    _counters: dict[tuple[str, str, int], Any] = field(default_factory=dict)
-    _durations: dict[str, Any] = field(default_factory=dict)
+    _series: dict[tuple[str, str, int], tuple[Count, Spread]] = field(default_factory=dict)
 
     def observe(self, route: str, method: str, status: int, duration_secs: float) -> None:
         """Count one answer."""
         key = (route, method, status)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._counters[key] = self.gateway.metrics.http_requests.labels(route, method, str(status))
-            self._durations[route] = self.gateway.metrics.http_request_duration_seconds.labels(route)
-        counter.inc()
-        self._durations[route].observe(duration_secs)
+        series = self._series.get(key)
+        if series is None:
+            metrics = self.gateway.metrics
+            series = self._series[key] = (
+                metrics.http_requests.labels(route, method, str(status)),
+                metrics.http_request_duration_seconds.labels(route),
+            )
+        answered, durations = series
+        answered.inc()
+        durations.observe(duration_secs)
 
     def count_body(self, n_bytes: int) -> None:
         """Count the bytes of a body."""

@@ -31,7 +31,7 @@ def facts(folder: Path, peers_python: Path | None) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": sys.version.split()[0],
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "file_system": _file_system(folder),
+        "file_system": file_system(folder),
         "first_use_ms": first_use_ms,
         "next_use_ms": next_use_ms,
         "fdatasync_p50_ms": sync_ms[len(sync_ms) // 2],
@@ -64,7 +64,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
     """Return the type of the file system that holds the folder: that of the longest mount point above it."""
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     above = [(point, kind) for _, point, kind, *_ in mounts if folder.resolve().is_relative_to(point)]

@@ -33,7 +33,7 @@ class Figures:
         self.rounds: int = kept["rounds"]
         self.secs: float = kept["secs"]
         self.axes: list[Axis] = [BY_ID[name] for name in kept["axes"]]
-        self.used_memory: bool = kept["used_memory"]
+        self.used_memory: bool = kept.get("used_memory", False)
         self.backlog: list[dict[str, float]] = kept.get("backlog", [])
         self._rows: dict[Point, list[dict[str, float]]] = {
             Point(**row["point"]): row["figures"] for row in kept["points"]
@@ -256,8 +256,9 @@ METHOD: Final = """\
 - A connection sends the same head with every request, and ours remembers the last head of a connection. A sender that
   puts a trace or a request id into each head never repeats one: what that costs is the table of heads.
 - `delivered after` is how long after the closed loop our sinks had every event of it: what had piled up meanwhile.
-- What a second process brings: compare one and two with the load generator on the same cores. The generator, and with
-  two the process that delivers, take part of the cores in both; on two cores nobody else can have it.
+- What a second process brings is seen between `1 shared`, one process and the load generator on one core, and
+  `2 shared`, two processes, the one that delivers and the load generator on all {n_cores}. `1` has the generator on
+  another core, as in all other tables.
 - {used_memory}
 
 | machine | |
@@ -303,7 +304,7 @@ def _method(figures: Figures) -> str:
 
 def _cores(facts: dict[str, Any]) -> str:
     if facts["cores"] > 1:
-        return "The server runs on one core (on all, with several processes), the load generator on another."
+        return "The server runs on one core, the load generator on another, unless a table says otherwise."
     return "The server and the load generator share the only core."
 
 

@@ -75,7 +75,7 @@ AXES: Final = (
     ),
     _axis(
         "workers",
-        "Processes that take events, 128 connections; shared: the load generator runs on the same cores, one or two",
+        "Processes that take events, 128 connections; shared: with the load generator on the same core, or cores",
         "workers",
         (
             (words, Point(batch_events=size, connections=128, workers=count, shares_cores=shared))

@@ -26,13 +26,16 @@ FLAT_PIECES: Final = 64
 
 
 class UsedMemory:
-    """Fills the free memory, with `most_bytes` or all of it. `folder` is on a disk; the file takes no room there."""
+    """Fills the free memory, with `most_bytes` or all of it.
+
+    `folder` is on a disk, not in memory (tmpfs), whose files have no page cache; the file takes no room there.
+    """
 
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the context
         self._position = 0
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._end = min(most_bytes or memory_bytes, memory_bytes) // PIECE_BYTES * PIECE_BYTES
+        self._end = max(1, min(most_bytes or memory_bytes, memory_bytes) // PIECE_BYTES) * PIECE_BYTES
         os.ftruncate(self._file.fileno(), self._end)
 
     @property

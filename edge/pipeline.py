@@ -116,7 +116,7 @@ class Pipeline:
                 asked, sample = self._change_at_once(step, events, ended, context, is_timed), -1
             elif when is None:
                 asked = enumerate(events)
-            elif n_events == 1:
+            elif n_events == 1:  # half of what `_matching` takes
                 asked = enumerate(events) if when(events[0]) else ()
             else:
                 asked = _matching(when, events)

@@ -1,6 +1,7 @@
 """From the bytes of a body to candidate events: JSON, a batch in one of three shapes, structure limits.
 
-A mistake that spoils the whole body is an error; one that spoils a single event travels with that event.
+A mistake that spoils the whole body is raised: `NoEventsError` for what it says, `BodyError` for how much it is. One
+that spoils a single event travels with that event.
 """
 
 from __future__ import annotations

@@ -111,6 +111,10 @@ class FastConnection(asyncio.Protocol):
             self._quick.release()
         if self._bridge is not None:
             self._bridge.lose()
+        # What knows the connection lets it go as well, above all its transport: with TLS that has 280 KiB of buffers,
+        # which are not to wait for the garbage collector.
+        self._transport = self._bridge = self._usual_head = None
+        self._is_paused = False
 
     def pause_writing(self) -> None:
         """The peer does not take its answers."""

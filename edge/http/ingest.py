@@ -20,7 +20,7 @@ class IngestHandler(EdgeHandler):
     def initialize(self, site: Site) -> None:
         """Take what the routes share and begin with an empty body."""
         super().initialize(site)
-        self._intake = Intake(site, self.scope, self)
+        self._intake = Intake(site, self.scope)
 
     @property
     def headers(self) -> object:
@@ -44,7 +44,7 @@ class IngestHandler(EdgeHandler):
 
     def answer_by_head(self) -> Answer | None:
         """Refuse by the headers and the URL alone."""
-        return self._intake.refusal_by_head()
+        return self._intake.refusal_by_head(self)
 
     def take_chunk(self, chunk: bytes) -> None:
         """Hold a piece of the body, unless it is too much."""

@@ -35,24 +35,28 @@ class Intake:
     The plan of the moment it began holds for the whole request.
     """
 
-    def __init__(self, site: Site, route: Route, request: Request) -> None:
+    def __init__(self, site: Site, route: Route) -> None:
         self.site = site
         self.plan: HttpPlan = site.plan
         self.route = route
-        self._request = request
         self._admission: Admission
+        self._context: Context
         self._chunks: list[bytes] = []
         self.held_bytes = 0
 
-    def refusal_by_head(self) -> Answer | None:
-        """Refuse by the headers and the URL alone: drain, key, media type, size. None: the body may come."""
+    def refusal_by_head(self, request: Request) -> Answer | None:
+        """Refuse by the headers and the URL alone: drain, key, media type, size. None: the body may come.
+
+        The request is not kept: it is the handler, which has this, and the two would be left to the garbage collector.
+        """
         if self.site.closing:
             return answers.busy("busy.draining")
-        admitted = admit(self.site, self.plan, self.route, self._request)
+        admitted = admit(self.site, self.plan, self.route, request)
         if isinstance(admitted, Answer):
             return admitted
         self._admission = admitted
-        declared_bytes = int(self._request.headers.get("Content-Length", "0"))
+        self._context = admitted.context(request.received_at, request.request_id)
+        declared_bytes = int(request.headers.get("Content-Length", "0"))
         return refusal_by_state(self.site, self.plan, declared_bytes)
 
     def refusal_of_chunk(self, chunk: bytes) -> Answer | None:
@@ -82,9 +86,8 @@ class Intake:
         """Decode the body, which has arrived, and hand its events to the door."""
         data = b"".join(self._chunks)
         self._chunks.clear()
-        context = self._admission.context(self._request.received_at, self._request.request_id)
         try:
-            return await respond(self.site, self._admission, context, data, self._hold_whole)
+            return await respond(self.site, self._admission, self._context, data, self._hold_whole)
         finally:
             self.release()
 
@@ -156,7 +159,7 @@ def respond_now(
     except (BodyError, NoEventsError) as error:
         done(_unreadable(site, context, error.details))
         return True
-    refusal = refusal_by_quota(site, admission.plan, context, len(candidates.values))
+    refusal = refusal_by_quota(site, admission.plan, context, len(candidates))
     if refusal is not None:
         done(refusal)
     else:

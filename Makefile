@@ -60,7 +60,8 @@ faults: install-dev
 faults-selftest: install-dev
 	$(BIN)/python tests/faults/selftest.py
 
-# All of it takes about 45 minutes (with ROUNDS=5 SECS=2, half an hour) and writes docs/benchmarks.md; ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
+# All of it takes about 45 minutes (with ROUNDS=5 SECS=2, half an hour) and writes docs/benchmarks.md;
+# ROUNDS=2 SECS=1 ONLY="single batch" runs some of it.
 bench: install-dev $(BENCH_VENV)/.installed
 	$(BIN)/python -m bench.run --used-memory $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECS),--secs $(SECS)) $(if $(ONLY),--only "$(ONLY)")
 

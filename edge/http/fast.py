@@ -310,7 +310,8 @@ class FastConnection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now."""
         self._ended = True
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- the server's side
 

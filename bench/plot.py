@@ -64,7 +64,9 @@ def values_of(rows: Rows) -> list[Any]:
     return list(dict.fromkeys(row["value"] for row in rows))
 
 
-def _groups(title: str) -> Callable[[Any, Rows], None]:
+def _groups(title: str, *, joined: bool = True) -> Callable[[Any, Rows], None]:
+    """Return what draws our figures along an axis; not joined: its values are no steps of one scale."""
+
     def draw(axes: Any, rows: Rows) -> None:
         rows = [row for row in rows if row["server"] == "ours"]
         sizes = list(dict.fromkeys(row["batch_events"] for row in rows))
@@ -72,7 +74,7 @@ def _groups(title: str) -> Callable[[Any, Rows], None]:
             mine = [row for row in rows if row["batch_events"] == size]
             label = "one event" if size == 1 else f"batches of {size}"
             costs = [row["cpu_us"] / size for row in mine]
-            axes.plot([str(row["value"]) for row in mine], costs, marker="o", label=label)
+            axes.plot([str(row["value"]) for row in mine], costs, "o-" if joined else "o", label=label)
         axes.set(title=title, xlabel=rows[0]["unit"], ylabel="CPU us an event", ylim=(0, None))
         axes.legend(frameon=False)
 
@@ -96,7 +98,7 @@ PANELS: Final[tuple[tuple[str, Callable[[Any, Rows], None]], ...]] = (
     ("components", _groups("Ours: components in the pipeline")),
     ("sinks", _groups("Ours: sinks")),
     ("durability", _groups("Ours: durability")),
-    ("workers", _groups("Ours: processes that take events")),
+    ("workers", _groups("Ours: processes that take events", joined=False)),
     ("heads", _groups("Ours: heads repeated or new")),
 )
 

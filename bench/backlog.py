@@ -24,7 +24,7 @@ BATCHES: Final = (1, 100)
 SECS: Final = 4.0
 WARM_UP_SECS: Final = 0.5
 LOOK_SECS: Final = 0.05
-"""So often it is asked what is left; each time takes the measured process a millisecond."""
+"""So often it is asked what is left; whoever is measured has to answer that as well."""
 DELIVERY_SECS: Final = 120.0
 RETRY: Final[dict[str, Any]] = {"initial_secs": 0.05, "max_secs": 0.05}
 """So soon the sink is tried again: what is measured is the delivery, not the wait for it."""

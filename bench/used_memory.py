@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Final, Self
 
 PIECE_BYTES: Final = 4 << 20
-PIECE_KIB: Final = PIECE_BYTES >> 10
 PROBES: Final = 64
 """So many pieces are written to see what the first use of memory costs."""
 FLAT_PIECES: Final = 64
@@ -34,25 +33,20 @@ class UsedMemory:
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the context
         self._position = 0
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._end = max(1, min(most_bytes or memory_bytes, memory_bytes) // PIECE_BYTES) * PIECE_BYTES
+        all_bytes = memory_bytes("MemTotal")
+        self._end = max(1, min(most_bytes or all_bytes, all_bytes) // PIECE_BYTES) * PIECE_BYTES
         os.ftruncate(self._file.fileno(), self._end)
-
-    @property
-    def disk_bytes(self) -> int:
-        """What the file takes on the disk."""
-        return os.fstat(self._file.fileno()).st_blocks * 512
 
     def fill(self) -> None:
         """Use all memory that is free. Takes seconds; the first time up to two a GiB."""
         piece = bytearray(PIECE_BYTES)
-        least, n_flat = _free_kib(), 0
+        least, n_flat = memory_bytes("MemFree"), 0
         while n_flat < FLAT_PIECES:
             # Round and round: what was read longest ago has left the cache by then.
             os.preadv(self._file.fileno(), [piece], self._position)
             self._position = (self._position + PIECE_BYTES) % self._end
-            free = _free_kib()
-            n_flat = 0 if free < least - PIECE_KIB // 4 else n_flat + 1
+            free = memory_bytes("MemFree")
+            n_flat = 0 if free < least - PIECE_BYTES // 4 else n_flat + 1
             least = min(least, free)
 
     def __enter__(self) -> Self:
@@ -79,7 +73,7 @@ def costs_ms(folder: Path) -> tuple[float, float]:
     return costs[0], costs[1]
 
 
-def _free_kib() -> int:
-    """Return how much memory is used for nothing, not even for the page cache."""
+def memory_bytes(name: str) -> int:
+    """Return a figure of /proc/meminfo: `MemFree` is used for nothing, `Cached` is the page cache."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemFree:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

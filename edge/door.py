@@ -134,7 +134,7 @@ class Door:
         Usual events are judged at once, however many the small body holds; many of which some are not get a task after
         all. The caller sees to it that `waits_for_nobody`.
         """
-        n_events = len(candidates.values)
+        n_events = len(candidates)
         self._received += n_events
         self._in_flight += n_events
         self._books.received(context.key_id, n_events)

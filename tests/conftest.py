@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tornado
 import uvloop
 import yaml
 from tornado.httpclient import HTTPResponse
@@ -240,6 +242,22 @@ def eventually() -> Callable[..., Awaitable[None]]:
             await asyncio.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def server_tls() -> dict[str, str]:
+    """Return `server.tls` with Tornado's own certificate for tests."""
+    files = Path(tornado.__file__).parent / "test"
+    return {"cert_file": str(files / "test.crt"), "key_file": str(files / "test.key")}
+
+
+@pytest.fixture
+def client_tls() -> ssl.SSLContext:
+    """Return what a client needs that believes it."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 @pytest.fixture

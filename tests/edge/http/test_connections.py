@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import socket
-import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tornado
 
 from edge import process
 from edge.http import connections, fast
@@ -27,8 +25,6 @@ from edge.http.server import listen
 pytestmark = pytest.mark.both_servers
 
 KEY = "test-key-0123456789"
-TLS_FILES = Path(tornado.__file__).parent / "test"
-"""Tornado's own certificate for tests."""
 
 
 def request_for(event: Any) -> bytes:
@@ -171,10 +167,9 @@ async def test_peer_that_does_not_take_its_answers_is_cut_off(
 
 
 async def test_connections_before_their_tls_handshake_are_bounded_and_closed(
-    launch: Any, eventually: Any, example_event: Any
+    launch: Any, eventually: Any, example_event: Any, server_tls: Any, client_tls: Any
 ) -> None:
-    files = {"cert_file": str(TLS_FILES / "test.crt"), "key_file": str(TLS_FILES / "test.key")}
-    gateway = await launch(server={"tls": files, "limits": {"connections": 3, "idle_secs": 1}})
+    gateway = await launch(server={"tls": server_tls, "limits": {"connections": 3, "idle_secs": 1}})
     server = gateway.process._ingest
     silent = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(3)]
     await eventually(lambda: server.open_connections == 3)
@@ -183,10 +178,7 @@ async def test_connections_before_their_tls_handshake_are_bounded_and_closed(
         assert await reader.read() == b""
     writer.close()
     await eventually(lambda: server.open_connections == 0, 5)
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=context)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=client_tls)
     writer.write(request_for(example_event))
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")

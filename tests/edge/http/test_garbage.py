@@ -8,20 +8,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tornado
 
 from edge.http.fast import FastConnection
 from edge.http.ingest import IngestHandler
 from edge.http.intake import Intake
 
 KEY = "test-key-0123456789"
-TLS_FILES = Path(tornado.__file__).parent / "test"
-TLS = {"cert_file": str(TLS_FILES / "test.crt"), "key_file": str(TLS_FILES / "test.key")}
 ORIGIN = "https://shop.example"
 
 
@@ -34,18 +29,11 @@ def alive(*types: type) -> list[Any]:
     return [thing for thing in gc.get_objects() if isinstance(thing, types)]
 
 
-def client_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 @pytest.mark.parametrize("http_server", ["fast"])
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("kind", ["small", "large", "refused", "preflight", "cut off"])
 async def test_connection_that_is_over_leaves_no_garbage(
-    launch: Any, example_event: Any, eventually: Any, kind: str, tls: bool
+    launch: Any, example_event: Any, eventually: Any, server_tls: Any, client_tls: Any, kind: str, tls: bool
 ) -> None:
     many = post("/ingest/batch", json.dumps([example_event] * 300).encode())
     preflight = (
@@ -58,13 +46,13 @@ async def test_connection_that_is_over_leaves_no_garbage(
         "preflight": preflight.encode(),
         "cut off": many[:5000],
     }[kind]
-    secure = {"tls": TLS} if tls else {}
+    secure = {"tls": server_tls} if tls else {}
     gateway = await launch(server={"cors": {"allow_origins": [ORIGIN]}, **secure})
     gc.collect()
     gc.disable()
     try:
         for _ in range(3):
-            options: dict[str, Any] = {"ssl": client_tls()} if tls else {}
+            options: dict[str, Any] = {"ssl": client_tls} if tls else {}
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, **options)
             writer.write(request)
             if kind == "cut off":

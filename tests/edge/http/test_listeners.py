@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import ssl
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tornado
 
 from edge.http.connections import drop_attempts
 
 pytestmark = pytest.mark.both_servers
 
 KEY = "test-key-0123456789"
-TLS_FILES = Path(tornado.__file__).parent / "test"
-"""Tornado's own certificate for tests."""
-TLS = {"cert_file": str(TLS_FILES / "test.crt"), "key_file": str(TLS_FILES / "test.key")}
 IDLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -44,16 +39,11 @@ async def answer_of(reader: asyncio.StreamReader, *, with_body: bool = True) -> 
         return int(first.split()[1]), headers, await reader.readexactly(length)
 
 
-def client_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-async def test_tls_carries_small_large_chunked_and_pipelined_requests(launch: Any, example_event: Any) -> None:
-    gateway = await launch(server={"tls": TLS})
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=client_tls())
+async def test_tls_carries_small_large_chunked_and_pipelined_requests(
+    launch: Any, example_event: Any, server_tls: Any, client_tls: Any
+) -> None:
+    gateway = await launch(server={"tls": server_tls})
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=client_tls)
     one = json.dumps(example_event).encode()
     many = json.dumps([example_event] * 1000).encode()
     requests = [ingest(one), ingest(many, route=b"/ingest/batch"), chunked(one), IDLE, b"nonsense\r\n\r\n"]
@@ -67,10 +57,10 @@ async def test_tls_carries_small_large_chunked_and_pipelined_requests(launch: An
 
 
 async def test_what_is_no_tls_is_let_go(
-    launch: Any, raw: Any, eventually: Any, example_event: Any, expect_log: list[str]
+    launch: Any, raw: Any, eventually: Any, example_event: Any, expect_log: list[str], server_tls: Any
 ) -> None:
     expect_log.append("SSL Error")  # Tornado's
-    gateway = await launch(server={"tls": TLS})
+    gateway = await launch(server={"tls": server_tls})
     with suppress(ConnectionError):
         assert b"HTTP/1.1" not in await raw(gateway.port, ingest(json.dumps(example_event).encode()), timeout_secs=5)
     await eventually(lambda: not gateway.process._ingest.open_connections)
@@ -111,12 +101,12 @@ async def test_answers_without_a_body_leave_the_connection_in_step(launch: Any) 
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_drain_closes_idle_connections_and_answers_the_others(
-    launch: Any, example_event: Any, expect_log: list[str], eventually: Any, tls: bool
+    launch: Any, example_event: Any, expect_log: list[str], eventually: Any, server_tls: Any, client_tls: Any, tls: bool
 ) -> None:
     expect_log.append("requests were still arriving")
-    gateway = await launch(server={"drain_timeout_secs": 1, **({"tls": TLS} if tls else {})})
+    gateway = await launch(server={"drain_timeout_secs": 1, **({"tls": server_tls} if tls else {})})
     body = json.dumps(example_event).encode()
-    options = {"ssl": client_tls()} if tls else {}
+    options = {"ssl": client_tls} if tls else {}
 
     async def connect(sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, **options)
